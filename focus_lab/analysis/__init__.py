@@ -1,0 +1,1 @@
+"""From results to answers: pure functions over records, and the report page."""

@@ -1,0 +1,501 @@
+"""The command line: thin commands; work happens elsewhere.
+
+stdout is the result (a table, or JSON with --json); talk and progress go to stderr. Exit 0 done,
+1 a trial failed, 2 the input is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from focus_lab.errors import FocusLabError, SpecError, UserError
+
+if TYPE_CHECKING:
+    from focus_lab.lab.lab import Lab
+    from focus_lab.specs.experiment import ExperimentSpec
+    from focus_lab.specs.plan import Plan
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Experiments and ablations for Focus-DETR: AP against compute, with uncertainty.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Make a data set, or judge one.")
+app.add_typer(data_app, name="data")
+
+out = Console(soft_wrap=True, highlight=False)
+talk = Console(stderr=True, highlight=False)
+
+File = Annotated[Path, typer.Argument(help="A spec, for example experiments/keep_ratio.yaml.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="P=V", help="Override a value of the base.")
+]
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="CELL", help="Run these cells only.")
+]
+Out = Annotated[
+    Path, typer.Option("--out", envvar="FOCUS_LAB_HOME", help="Folder of stores and results.")
+]
+StoreUrl = Annotated[
+    str | None, typer.Option("--store", envvar="FOCUS_LAB_STORE", help="Database URL of the store.")
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", help="MLflow tracking URI."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="Name of an experiment; see `focus-lab list`.")]
+
+RUNS = Path("runs")
+
+
+class ExecutorName(enum.StrEnum):
+    """How trials are carried out."""
+
+    RAY = "ray"
+    IN_PROCESS = "in-process"
+
+
+@app.command()
+def sweep(
+    file: File,
+    settings: Set = None,
+    only: Only = None,
+    out_dir: Out = RUNS,
+    store: StoreUrl = None,
+    tracking_uri: Tracking = None,
+    executor: Annotated[
+        ExecutorName,
+        typer.Option(
+            help="ray: side by side under Ray Tune; in-process: one after the other, here."
+        ),
+    ] = ExecutorName.RAY,
+    as_json: Json = False,
+) -> None:
+    """Run an experiment to its report; run it again to continue."""
+    from focus_lab.specs.load import load_experiment
+
+    spec, plan = load_experiment(file, settings)
+    cells = tuple(only or ())
+    plan.check_names(cells)
+    _run(spec, plan, cells, out_dir, store, tracking_uri, executor, as_json)
+
+
+@app.command()
+def train(
+    file: File,
+    settings: Set = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
+    out_dir: Out = RUNS,
+    store: StoreUrl = None,
+    tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:
+    """Train one trial of the base spec in this process; kept as the experiment NAME-train."""
+    from focus_lab.specs.experiment import ExperimentSpec
+    from focus_lab.specs.load import load_experiment
+    from focus_lab.specs.plan import plan
+
+    spec, _ = load_experiment(file, settings)
+    content = spec.model_dump(mode="json") | {
+        "sweep": {"seeds": [seed]},
+        "name": f"{spec.name}-train",
+    }
+    single = ExperimentSpec.model_validate(content)
+    _run(single, plan(single), (), out_dir, store, tracking_uri, ExecutorName.IN_PROCESS, as_json)
+
+
+@app.command("plan")
+def show_plan(
+    file: File,
+    settings: Set = None,
+    only: Only = None,
+    time: Annotated[bool, typer.Option(help="Measure a training step for the estimate.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Show what would run and what it would cost; runs nothing."""
+    from focus_lab.specs.load import load_experiment
+    from focus_lab.training.estimate import estimate, open_data, seconds_per_image
+
+    spec, plan = load_experiment(file, settings)
+    plan = plan.keep(tuple(only or ()))
+    talk.print("counting …")
+    train_set, val_set = open_data(spec.data)
+    estimates = {cell.name: estimate(cell.spec, train_set, val_set) for cell in plan.cells}
+    pace = seconds_per_image(plan.cells[0].spec, train_set) if time else None
+    reference = estimates[plan.cells[0].name].cost.total_macs
+    rows = []
+    for cell in plan.cells:
+        found, selection = estimates[cell.name], cell.spec.model.token_selection
+        seconds = pace * found.images * found.cost.total_macs / reference if pace else None
+        rows.append(
+            {
+                "cell": cell.name,
+                "baseline": cell.is_baseline,
+                "overrides": cell.overrides,
+                "keep_ratio": selection.keep_ratio,
+                "mean_keep_ratio": selection.mean_keep_ratio,
+                "trials": sum(trial.cell == cell.name for trial in plan.trials),
+                "steps": found.steps,
+                "seconds_a_trial": seconds,
+                **found.cost.metrics(),
+            }
+        )
+    if as_json:
+        _print_json({"name": spec.name, "trials": len(plan.trials), "cells": rows})
+        return
+    table = _table("cell", "keep ratio", "mean over layers", "trials", "steps", "params", "GFLOPs",
+                   "encoder GFLOPs", "time a trial")  # fmt: skip
+    for row in rows:
+        name = f"{row['cell']} (baseline)" if row["baseline"] else str(row["cell"])
+        table.add_row(
+            name,
+            f"{row['keep_ratio']:g}",
+            f"{row['mean_keep_ratio']:.3g}",
+            str(row["trials"]),
+            str(row["steps"]),
+            f"{row['cost/params'] / 1e6:.2f} M",
+            f"{row['cost/gflops']:.3g}",
+            f"{row['cost/encoder_gflops']:.3g}",
+            _duration(row["seconds_a_trial"]),
+        )
+    out.print(table)
+    out.print(f"{len(plan.trials)} trials of {len(plan.cells)} cells; GFLOPs are 2 per multiply-add,"
+              " one image at the data set's own size.")  # fmt: skip
+    if pace:
+        out.print(
+            f"Times: a few measured training steps of {plan.cells[0].name}, scaled by GFLOPs;"
+            " evaluation left out; one trial alone on this machine."
+        )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint (.pt), or a trial's folder.")],
+    keep_ratio: Annotated[
+        str | None, typer.Option(help="Ratios to evaluate at, for example 0.1,0.3,1.")
+    ] = None,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """AP of a checkpoint by pycocotools; with several keep ratios a whole curve from one checkpoint."""
+    from focus_lab.training.curve import evaluate_checkpoint
+
+    ratios = _ratios(keep_ratio)
+    rows = evaluate_checkpoint(
+        checkpoint, ratios, settings or [], lambda ratio: talk.print(f"evaluating at {ratio:g} …")
+    )
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("keep ratio", "AP", "AP50", "AP75", "APS", "APM", "APL", "AR", "recall of foreground",
+                   "GFLOPs")  # fmt: skip
+    for row in rows:
+        names = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")
+        values = [f"{row[f'coco/{name}']:.3f}" for name in names]
+        recall = f"{row['tokens/foreground_recall']:.3f}"
+        table.add_row(f"{row['tokens/keep_ratio']:g}", *values, recall, f"{row['cost/gflops']:.3g}")
+    out.print(table)
+
+
+@app.command()
+def report(
+    name: Name, out_dir: Out = RUNS, store: StoreUrl = None, tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Write the report of an experiment as it stands: page, Markdown, JSON."""
+    from focus_lab.lab.lab import open_lab
+
+    with open_lab(out_dir, store, tracking_uri) as lab:
+        lab.report(name)
+        _print_result(lab, name, as_json)
+
+
+@app.command()
+def profile(
+    file: File,
+    settings: Set = None,
+    repeats: Annotated[int, typer.Option(help="Counted forward passes.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Parameters, GFLOPs by part, latency and memory of the base model."""
+    from focus_lab.specs.load import load_experiment
+    from focus_lab.training.profile import profile_model
+
+    spec, _ = load_experiment(file, settings)
+    content = profile_model(spec.base, repeats)
+    if as_json:
+        _print_json(content)
+        return
+    table = _table("part", *(f"GMACs at {shape}" for shape in content["gmacs"]))
+    for part in next(iter(content["gmacs"].values())):
+        table.add_row(part, *(f"{parts[part]:.4g}" for parts in content["gmacs"].values()))
+    out.print(table)
+    for key, text in content["facts"].items():
+        out.print(f"{key}: {text}")
+
+
+@app.command("list")
+def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json = False) -> None:
+    """Experiments of the lab."""
+    from focus_lab.lab.lab import make_folder
+    from focus_lab.lab.store import Store
+
+    home = make_folder(out_dir).resolve()
+    opened = Store(store or f"sqlite:///{home / 'lab.db'}")
+    rows = []
+    for experiment in opened.experiments():
+        states = [trial.state.value for trial in opened.trials(experiment.id)]
+        counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        rows.append(
+            {
+                "name": experiment.name,
+                "created": experiment.created_at.isoformat(timespec="seconds"),
+                "trials": len(states),
+                "states": counts,
+                "description": experiment.spec.get("description", ""),
+            }
+        )
+    opened.close()
+    if as_json:
+        _print_json(rows)
+        return
+    table = _table("experiment", "created", "trials", "states", "description")
+    for row in rows:
+        states_text = ", ".join(
+            f"{count} {state.lower()}" for state, count in row["states"].items()
+        )
+        table.add_row(
+            row["name"], row["created"], str(row["trials"]), states_text, row["description"]
+        )
+    out.print(table if rows else "no experiments yet; run `focus-lab sweep FILE`")
+
+
+@app.command()
+def status(
+    name: Name, out_dir: Out = RUNS, store: StoreUrl = None, tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Trials of an experiment: state, epochs, AP, and why one failed."""
+    from focus_lab.lab.lab import open_lab
+
+    with open_lab(out_dir, store, tracking_uri) as lab:
+        content = lab.result(lab.record(name))
+        if as_json:
+            _print_json(content)
+            return
+        table = _table("trial", "state", "attempts", "epoch", "AP", "message")
+        for trial in content["trials"]:
+            metrics = trial["metrics"]
+            ap = metrics.get("coco/AP")
+            table.add_row(
+                f"{trial['cell']}-seed{trial['seed']}",
+                trial["status"].lower(),
+                str(trial["attempts"]),
+                f"{metrics.get('epoch', 0):g}",
+                "" if ap is None else f"{ap:.3f}",
+                trial["message"] or "",
+            )
+        out.print(table)
+
+
+@data_app.command("shapes")
+def data_shapes(
+    file: File,
+    folder: Annotated[Path, typer.Option("--to", help="Folder to write the data set to.")],
+    settings: Set = None,
+) -> None:
+    """Write the procedural scenes of a spec as a COCO-format data set."""
+    from focus_lab.data.export import write_shapes
+    from focus_lab.specs.data import ShapesData
+    from focus_lab.specs.load import load_experiment
+
+    spec, _ = load_experiment(file, settings)
+    if not isinstance(spec.data, ShapesData):
+        raise UserError(f"data.kind: `data shapes` writes procedural scenes, got {spec.data.kind!r}; "
+                        "give a spec with data: {kind: shapes}")  # fmt: skip
+    write_shapes(spec.data, folder, lambda split: talk.print(f"writing {split} …"))
+    out.print(str(folder))
+
+
+@data_app.command("check")
+def data_check(
+    file: File,
+    settings: Set = None,
+    decode: Annotated[
+        bool, typer.Option(help="Read every image, not only the annotations.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Judge the data set of a spec: counts, sizes, foreground share, repairs, unreadable images."""
+    from focus_lab.data.check import check_dataset
+    from focus_lab.specs.load import load_experiment
+
+    spec, _ = load_experiment(file, settings)
+    talk.print("reading …")
+    found = check_dataset(spec.data, decode=decode)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        out.print(found.as_text(), markup=False)
+    if found.unreadable:
+        raise typer.Exit(2)
+
+
+@app.command()
+def doctor(out_dir: Out = RUNS, as_json: Json = False) -> None:
+    """What is installed, which implementation of the op is active, what is wrong and how to mend it."""
+    from focus_lab.lab.doctor import examine
+
+    findings = examine(out_dir)
+    if as_json:
+        _print_json([vars(finding) for finding in findings])
+    else:
+        table = _table("what", "state", "remedy")
+        for finding in findings:
+            mark = "ok" if finding.ok else "WRONG"
+            table.add_row(finding.subject, f"{mark}: {finding.state}", finding.remedy)
+        out.print(table)
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def ui(
+    name: Annotated[
+        str | None, typer.Argument(help="Experiment to open; none: the newest.")
+    ] = None,
+    out_dir: Out = RUNS,
+    store: StoreUrl = None,
+    tracking_uri: Tracking = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+) -> None:
+    """Open MLflow's UI on the lab's store; prints the address of the experiment's comparison page."""
+    from focus_lab.lab.ui import serve_ui
+
+    serve_ui(
+        name, out_dir, store, tracking_uri, host, port, lambda url: out.print(url, soft_wrap=True)
+    )
+
+
+def main() -> None:
+    """Entry point: errors become sentences and exit codes."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        code = app(standalone_mode=False) or 0
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except FocusLabError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            talk.print(f"error: {line}", markup=False, soft_wrap=True)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        talk.print("interrupted; run the same command to continue")
+        code = 130
+    except typer._click.exceptions.ClickException as error:
+        error.show()
+        code = 2
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing is wrong with the work.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        talk.print(
+            f"error: unexpected {type(error).__name__}, got {error}; run again with --debug and "
+            "report what it prints",
+            markup=False,
+            soft_wrap=True,
+        )
+        code = 1
+    sys.exit(code)
+
+
+def _run(
+    spec: ExperimentSpec,
+    plan: Plan,
+    cells: tuple[str, ...],
+    out_dir: Path,
+    store: str | None,
+    tracking_uri: str | None,
+    executor: ExecutorName,
+    as_json: bool,
+) -> None:
+    from focus_lab.lab.launch import launch
+    from focus_lab.lab.progress import make_progress
+
+    talk.print(f"{spec.name}: {len(plan.trials)} trials of {len(plan.cells)} cells")
+    with launch(spec, plan, out_dir, store, tracking_uri, executor) as (lab, started):
+        progress = make_progress(talk, started.concurrent_trials)
+        lab.sweep(spec, plan, started, progress, cells=cells)
+        result = _print_result(lab, spec.name, as_json)
+    failed = [trial for trial in result["trials"] if trial["status"] == "FAILED"]
+    if failed:
+        raise typer.Exit(2 if all(trial["failure_is_users"] for trial in failed) else 1)
+
+
+def _print_result(lab: Lab, name: str, as_json: bool) -> dict[str, Any]:
+    from focus_lab.analysis.tables import as_text
+
+    record = lab.record(name)
+    result = lab.result(record)
+    if as_json:
+        _print_json(result)
+        return result
+    out.print(as_text(record), markup=False)
+    for trial in result["trials"]:
+        if trial["status"] == "FAILED":
+            talk.print(
+                f"failed: {trial['cell']}-seed{trial['seed']}: {trial['message']}", markup=False
+            )
+    out.print(f"report: {lab.page(name)}", markup=False)
+    out.print(f"compare the trials: focus-lab ui {name}", markup=False)
+    return result
+
+
+def _ratios(text: str | None) -> list[float]:
+    if text is None:
+        return []
+    try:
+        ratios = [float(part) for part in text.split(",")]
+    except ValueError:
+        ratios = [0.0]
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise SpecError(
+            f"--keep-ratio: must be numbers in (0, 1], got {text!r}; for example 0.1,0.3,1"
+        )
+    return ratios
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    from focus_lab.lab.progress import duration
+
+    return "" if seconds is None else f"about {duration(seconds)}"
+
+
+def _print_json(content: Any) -> None:
+    out.print_json(json.dumps(content), indent=1)

@@ -1,0 +1,1 @@
+"""Images and boxes: procedural scenes, COCO folders, transforms, batches."""

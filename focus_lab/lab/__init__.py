@@ -1,0 +1,1 @@
+"""Orchestration: the only part that imports ray, mlflow and sqlalchemy."""

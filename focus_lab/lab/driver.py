@@ -1,0 +1,227 @@
+"""The driver: the process that carries out an experiment. Store, tracker and executor meet here."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from focus_lab.errors import StoreError
+from focus_lab.lab.executor import Executor, Failure, TrialJob
+from focus_lab.lab.progress import Progress, TrialProgress
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Experiment, Store, Trial
+from focus_lab.lab.tracking import Tracker
+
+_LEASE_SECONDS = 60.0
+_MANIFEST = "manifest.json"
+_SAMPLES = "samples"
+
+
+def trial_folder(experiment: Experiment, trial: Trial) -> Path:
+    """Where a trial keeps its files; named by what it is, and by its fingerprint to be unique."""
+    readable = "".join(c if c.isalnum() or c in "=.,-" else "_" for c in trial.name)[:80]
+    return experiment.folder / "trials" / f"{readable}-{trial.fingerprint[:8]}"
+
+
+class Lease:
+    """The right to carry out an experiment, renewed while held. A context manager.
+
+    A process that was killed cannot give its lease back. On the same machine its death is seen at
+    once; elsewhere the lease runs out.
+    """
+
+    def __init__(self, store: Store, experiment_id: str) -> None:
+        self._store, self._experiment_id = store, experiment_id
+        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._stop = threading.Event()
+
+    def __enter__(self) -> None:
+        holder = self._store.lease_owner(self._experiment_id)
+        dead = {holder} if holder and _is_dead(holder) else set()
+        self._take(dead)
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    def _take(self, dead: set[str]) -> None:
+        self._store.take_lease(self._experiment_id, self._owner, _LEASE_SECONDS, dead)
+
+    def _renew(self) -> None:
+        while not self._stop.wait(_LEASE_SECONDS / 4):
+            try:
+                self._take(set())
+            except StoreError:
+                # The next try may find the store again; others see an expired lease meanwhile.
+                continue
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._store.drop_lease(self._experiment_id, self._owner)
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether a lease's owner is a process of this machine that has ended."""
+    host, _, pid = owner.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return int(pid) == os.getpid()
+
+
+class Driver:
+    """Carries out the trials of one experiment that are not done.
+
+    Args:
+        store: life cycle.
+        tracker: numbers and files.
+        executor: carries out trials.
+        progress: shown meanwhile.
+    """
+
+    def __init__(
+        self, store: Store, tracker: Tracker, executor: Executor, progress: Progress
+    ) -> None:
+        self._store, self._tracker = store, tracker
+        self._executor, self._progress = executor, progress
+
+    def carry_out(
+        self, experiment: Experiment, only: Callable[[Trial], bool] = lambda _: True
+    ) -> None:
+        """Run what is pending; succeeded trials are left alone, interrupted ones go on.
+
+        Args:
+            experiment: recorded in the store.
+            only: which trials may run.
+
+        Raises:
+            LeaseHeldError: another process carries it out.
+            KeyboardInterrupt: a person interrupted; the same call goes on later.
+        """
+        with Lease(self._store, experiment.id):
+            tracking_id = self._tracker.ensure_experiment(experiment)
+            self._store.set_tracking_id(experiment.id, tracking_id)
+            trials = [t for t in self._store.trials(experiment.id) if only(t)]
+            reconciled = [self._reconcile(trial) for trial in trials]
+            listener = _Listener(self._store, self._tracker, self._progress, experiment)
+            jobs = []
+            for trial in reconciled:
+                shown = _shown(experiment, trial)
+                self._progress.trials[trial.id] = shown
+                if trial.state is not TrialState.PENDING:
+                    continue
+                run_id = self._tracker.ensure_run(tracking_id, trial)
+                listener.add(self._store.set_tracking_run(trial, run_id))
+                jobs.append(TrialJob(trial.id, trial.name, trial.spec, shown.folder))
+            if not jobs:
+                return
+            try:
+                with self._progress:
+                    self._executor.run(jobs, listener)
+            finally:
+                listener.put_back()
+
+    def _reconcile(self, trial: Trial) -> Trial:
+        """With the lease in hand, a running trial is one whose driver died: it waits again."""
+        if trial.state is TrialState.RUNNING:
+            return self._store.move(trial, TrialState.PENDING)
+        return trial
+
+
+def _shown(experiment: Experiment, trial: Trial) -> TrialProgress:
+    epochs = int(trial.spec["training"]["epochs"])
+    shown = TrialProgress(trial.name, epochs, trial_folder(experiment, trial), trial.state.value)
+    if trial.state is TrialState.SUCCEEDED:
+        shown.epoch = epochs
+    return shown
+
+
+class _Listener:
+    """Writes what happens to store, tracker and progress."""
+
+    def __init__(
+        self, store: Store, tracker: Tracker, progress: Progress, experiment: Experiment
+    ) -> None:
+        self._store, self._tracker, self._progress = store, tracker, progress
+        self._experiment = experiment
+        self._trials: dict[str, Trial] = {}
+
+    def add(self, trial: Trial) -> None:
+        """A trial that will be carried out."""
+        self._trials[trial.id] = trial
+
+    def started(self, trial_id: str) -> None:
+        """A worker begins, for the first time or after another was lost."""
+        trial = self._trials[trial_id]
+        if trial.state is TrialState.RUNNING:
+            trial = self._store.move(trial, TrialState.PENDING)
+        self._move(trial, TrialState.RUNNING)
+        self._tracker.start_run(_run_id(trial))
+        shown = self._progress.trials[trial_id]
+        shown.state, shown.started_at = TrialState.RUNNING.value, time.monotonic()
+        self._progress.changed(shown, "started")
+
+    def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
+        """Log the epoch."""
+        self._tracker.log_epoch(_run_id(self._trials[trial_id]), epoch, metrics)
+        shown = self._progress.trials[trial_id]
+        if shown.epoch == 0 and epoch > 1:
+            shown.first_epoch = epoch - 1
+        shown.epoch = epoch
+        shown.loss = metrics.get("loss/total", shown.loss)
+        shown.ap = metrics.get("coco/AP", shown.ap)
+        self._progress.changed(shown, f"epoch {epoch}/{shown.epochs}")
+
+    def succeeded(self, trial_id: str, history: list[tuple[int, dict[str, float]]]) -> None:
+        """Log what is missing, upload the files, then call it done: in this order, so that a trial
+        that the store calls succeeded has all of its numbers.
+        """
+        trial = self._trials[trial_id]
+        run_id, shown = _run_id(trial), self._progress.trials[trial_id]
+        for epoch, metrics in history:
+            self._tracker.log_epoch(run_id, epoch, metrics)
+        manifest = shown.folder / _MANIFEST
+        if manifest.is_file():
+            self._tracker.log_manifest(run_id, json.loads(manifest.read_text()))
+        self._tracker.log_files(run_id, shown.folder / _SAMPLES, _SAMPLES)
+        self._tracker.end_run(run_id, TrialState.SUCCEEDED)
+        self._move(trial, TrialState.SUCCEEDED)
+        shown.state, shown.epoch, shown.ended_at = "SUCCEEDED", shown.epochs, time.monotonic()
+        if history:
+            shown.ap = history[-1][1].get("coco/AP")
+        self._progress.changed(shown, "done")
+
+    def failed(self, trial_id: str, failure: Failure) -> None:
+        """Record why."""
+        trial = self._trials[trial_id]
+        self._tracker.end_run(_run_id(trial), TrialState.FAILED)
+        self._trials[trial_id] = self._store.move(
+            trial, TrialState.FAILED, failure=failure.kind, message=failure.message
+        )
+        shown = self._progress.trials[trial_id]
+        shown.state, shown.message, shown.ended_at = "FAILED", failure.message, time.monotonic()
+        self._progress.changed(shown, f"failed: {failure.message}")
+
+    def put_back(self) -> None:
+        """Trials that neither succeeded nor failed wait for the next call."""
+        for trial in self._trials.values():
+            if trial.state is TrialState.RUNNING:
+                self._store.move(trial, TrialState.PENDING)
+                self._tracker.end_run(_run_id(trial), TrialState.PENDING)
+
+    def _move(self, trial: Trial, state: TrialState) -> None:
+        self._trials[trial.id] = self._store.move(trial, state)
+
+
+def _run_id(trial: Trial) -> str:
+    assert trial.tracking_run_id is not None
+    return trial.tracking_run_id

@@ -1,0 +1,181 @@
+"""The lab: what the command line and the service call. Everything outside enters by the constructor."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from focus_lab import errors
+from focus_lab.analysis.records import ExperimentRecord
+from focus_lab.analysis.report import PAGE, write_report
+from focus_lab.analysis.tables import cells_as_json, summary_metrics
+from focus_lab.errors import OutputError
+from focus_lab.lab.driver import Driver, trial_folder
+from focus_lab.lab.executor import Executor
+from focus_lab.lab.progress import Progress
+from focus_lab.lab.results import collect
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Experiment, Store
+from focus_lab.lab.tracking import Tracker
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import Plan
+
+
+class Lab:
+    """A store, a tracker, and a home for files.
+
+    Args:
+        store: life cycle of experiments and trials.
+        tracker: numbers and files.
+        home: folder under which every experiment has its own.
+    """
+
+    def __init__(self, store: Store, tracker: Tracker, home: Path) -> None:
+        self.store, self.tracker, self.home = store, tracker, home.resolve()
+
+    def sweep(
+        self,
+        spec: ExperimentSpec,
+        plan: Plan,
+        executor: Executor,
+        progress: Progress,
+        *,
+        cells: tuple[str, ...] = (),
+    ) -> Experiment:
+        """Carry out an experiment to its report; again continues it.
+
+        Args:
+            spec: the experiment.
+            plan: its whole plan.
+            executor: carries out trials.
+            progress: shown meanwhile.
+            cells: names of the cells that may run now; empty runs all.
+
+        Raises:
+            KeyboardInterrupt: a person interrupted; nothing is lost.
+        """
+        folder = make_folder(self.home / spec.name)
+        experiment = self.store.record(spec, plan, folder)
+        driver = Driver(self.store, self.tracker, executor, progress)
+        driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+        self._measure_latency(experiment)
+        self.report(experiment.name)
+        return self.store.experiment(spec.name)
+
+    def record(self, name: str) -> ExperimentRecord:
+        """An experiment's results as they stand."""
+        return collect(self.store.experiment(name), self.store, self.tracker)
+
+    def report(self, name: str) -> Path:
+        """Write the report of an experiment as it stands; returns the page."""
+        experiment = self.store.experiment(name)
+        record = collect(experiment, self.store, self.tracker)
+        page = write_report(record, make_folder(experiment.folder / "report"))
+        if experiment.tracking_id:
+            self.tracker.log_report(experiment.tracking_id, page.parent, summary_metrics(record))
+        return page
+
+    def page(self, name: str) -> Path:
+        """Where the report of an experiment is."""
+        return self.store.experiment(name).folder / "report" / PAGE
+
+    def result(self, record: ExperimentRecord) -> dict[str, Any]:
+        """Experiment, trials and cells as JSON data: what `sweep --json` prints."""
+        experiment = self.store.experiment(record.name)
+        stored = {trial.id: trial for trial in self.store.trials(experiment.id)}
+        trials = []
+        for trial in record.trials:
+            row = stored[trial.id]
+            kind = getattr(errors, row.failure or "", None)
+            trials.append(
+                {
+                    "id": trial.id,
+                    "cell": trial.cell,
+                    "seed": trial.seed,
+                    "overrides": row.overrides,
+                    "status": trial.state,
+                    "attempts": row.attempts,
+                    "metrics": {name: points[-1][1] for name, points in trial.curves.items()},
+                    "mlflow_run_id": row.tracking_run_id,
+                    "failure": row.failure,
+                    "failure_is_users": bool(kind) and issubclass(kind, errors.UserError),
+                    "message": trial.message,
+                }
+            )
+        return {
+            "experiment": {
+                "id": experiment.id,
+                "name": experiment.name,
+                "folder": str(experiment.folder),
+                "mlflow_experiment_id": experiment.tracking_id,
+            },
+            "trials": trials,
+            "cells": cells_as_json(record),
+        }
+
+    def _measure_latency(self, experiment: Experiment) -> None:
+        """Give every succeeded trial the latency of its cell."""
+        trials = [t for t in self.store.trials(experiment.id) if t.state is TrialState.SUCCEEDED]
+        first = {trial.cell: trial for trial in reversed(trials)}
+        if not first:
+            return
+        # Here and not above: it needs torch, which a driver does not need until now.
+        from focus_lab.lab.latency import FILE, measure
+
+        folders = {t.fingerprint: trial_folder(experiment, t) for t in first.values()}
+        cache = experiment.folder / FILE
+        before = cache.stat().st_mtime if cache.exists() else None
+        measured = measure(folders, cache)
+        if cache.exists() and cache.stat().st_mtime == before:
+            return
+        for trial in trials:
+            metrics = measured.get(first[trial.cell].fingerprint)
+            if metrics and trial.tracking_run_id:
+                self.tracker.log_final(trial.tracking_run_id, metrics)
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder, or say why not.
+
+    Raises:
+        OutputError: it cannot be made or written.
+    """
+    probe = folder / f".writable-{threading.get_ident()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be written, got {error}; choose another --out DIR"
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def open_lab(home: Path, store: str | None = None, tracking: str | None = None) -> Iterator[Lab]:
+    """The lab of a folder: SQLite store and MLflow in it, unless others are named.
+
+    Args:
+        home: the folder, made if missing.
+        store: SQLAlchemy URL of the store.
+        tracking: MLflow tracking URI.
+    """
+    from focus_lab.lab.mlflow_tracker import MlflowTracker
+
+    home = make_folder(home).resolve()
+    opened = Store(store or f"sqlite:///{home / 'lab.db'}")
+    try:
+        artifacts = None if tracking else (home / "mlartifacts").as_uri()
+        tracker = MlflowTracker(tracking or embedded_tracking_uri(home), artifacts)
+        yield Lab(opened, tracker, home)
+    finally:
+        opened.close()
+
+
+def embedded_tracking_uri(home: Path) -> str:
+    """MLflow's store inside a lab's folder."""
+    return f"sqlite:///{home.resolve() / 'mlflow.db'}"

@@ -1,0 +1,76 @@
+"""Start what a sweep needs side by side: Ray, MLflow and torch each take seconds."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from focus_lab.lab.executor import Executor, InProcessExecutor
+from focus_lab.lab.lab import Lab, open_lab
+from focus_lab.lab.tune_executor import TuneExecutor
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import Plan
+
+
+@contextlib.contextmanager
+def launch(
+    spec: ExperimentSpec,
+    plan: Plan,
+    home: Path,
+    store: str | None = None,
+    tracking: str | None = None,
+    executor: str = "ray",
+) -> Iterator[tuple[Lab, Executor]]:
+    """A lab and a started executor, once data and weights of every cell are known to be usable.
+
+    Args:
+        spec: the experiment.
+        plan: its plan.
+        home: the lab's folder.
+        store: URL of the store; None for SQLite in `home`.
+        tracking: MLflow tracking URI; None for a store in `home`.
+        executor: `ray` or `in-process`.
+
+    Raises:
+        UserError: data, weights, folder, store or tracker cannot be used; nothing was recorded.
+    """
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        checked = pool.submit(check_inputs, plan)
+        opened = pool.submit(_open, stack, home, store, tracking)
+        started: Executor = InProcessExecutor()
+        if executor == "ray":
+            tune = TuneExecutor(spec.compute)
+            # Ray wants the main thread, for its signal handlers.
+            stack.callback(tune.stop)
+            tune.start()
+            started = tune
+        checked.result()
+        yield opened.result(), started
+
+
+def _open(stack: contextlib.ExitStack, home: Path, store: str | None, tracking: str | None) -> Lab:
+    return stack.enter_context(open_lab(home, store, tracking))
+
+
+def check_inputs(plan: Plan) -> None:
+    """Open every data set and build every model of a plan once.
+
+    Raises:
+        UserError: something cannot be used.
+    """
+    # Here and not above: it imports torch, which takes seconds, in a thread of its own.
+    from focus_lab.training.estimate import check_model, open_data
+
+    classes: dict[str, int] = {}
+    seen: set[str] = set()
+    for cell in plan.cells:
+        data = cell.spec.data.model_dump_json()
+        if data not in classes:
+            train_set, _ = open_data(cell.spec.data)
+            classes[data] = len(train_set.class_names)
+        backbone = cell.spec.model.backbone.model_dump_json()
+        if backbone not in seen:
+            check_model(cell.spec.model, classes[data])
+            seen.add(backbone)

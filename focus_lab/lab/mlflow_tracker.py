@@ -1,0 +1,250 @@
+"""The tracker on MLflow: flat runs, one a trial; batched metrics; the comparison page of an experiment."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import logging
+import math
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import sqlalchemy as sa
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from focus_lab.errors import TrackerError
+from focus_lab.lab.comparison import VIEW_KEY, shared_view
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Experiment, Trial
+from focus_lab.lab.tracking import Curves, Metrics
+
+TRIAL_TAG = "focus_lab.trial_id"
+SUMMARY_TAG = "focus_lab.summary"
+_STATUS = {
+    TrialState.PENDING: "SCHEDULED",
+    TrialState.RUNNING: "RUNNING",
+    TrialState.SUCCEEDED: "FINISHED",
+    TrialState.FAILED: "FAILED",
+    TrialState.CANCELLED: "KILLED",
+}
+# MLflow's limits (reference part C.2): metrics and params a batch, characters of a param, of a digest.
+_METRICS_A_BATCH = 1000
+_PARAMS_A_BATCH = 100
+_PARAM_LENGTH = 6000
+_DIGEST_LENGTH = 32
+
+
+class MlflowTracker:
+    """Numbers and files of trials in MLflow.
+
+    Args:
+        uri: tracking URI; SQLite stores are made when missing.
+        artifacts: where artifacts of new experiments go (path or URI); None leaves it to the server.
+
+    Raises:
+        TrackerError: the store cannot be opened, is locked, or belongs to another MLflow.
+    """
+
+    def __init__(self, uri: str, artifacts: str | None = None) -> None:
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self.uri = uri
+        self._artifacts = artifacts
+        self._last_epoch: dict[str, int] = {}
+        with self._explained():
+            self._client = MlflowClient(uri)
+            self._client.search_experiments(max_results=1)
+
+    def ensure_experiment(self, experiment: Experiment) -> str:
+        """Id of the MLflow experiment of the same name, its comparison page provisioned."""
+        with self._explained():
+            found = self._client.get_experiment_by_name(experiment.name)
+            if found is None:
+                location = f"{self._artifacts}/{experiment.name}" if self._artifacts else None
+                tracking_id = self._client.create_experiment(experiment.name, location)
+            else:
+                tracking_id = found.experiment_id
+                if found.lifecycle_stage == "deleted":
+                    self._client.restore_experiment(tracking_id)
+            tags = {
+                "mlflow.note.content": str(experiment.spec.get("description", "")),
+                "focus_lab.experiment_id": experiment.id,
+                f"mlflow.sharedViewState.{VIEW_KEY}": json.dumps(shared_view(experiment.spec)),
+            }
+            for key, value in tags.items():
+                self._client.set_experiment_tag(tracking_id, key, value)
+            return str(tracking_id)
+
+    def ensure_run(self, tracking_id: str, trial: Trial) -> str:
+        """Id of the trial's run, found by its tag."""
+        with self._explained():
+            if run := self._find(tracking_id, TRIAL_TAG, trial.id):
+                return str(run.info.run_id)
+            tags = {
+                TRIAL_TAG: trial.id,
+                "focus_lab.experiment_id": trial.experiment_id,
+                "focus_lab.cell": trial.cell,
+                "focus_lab.seed": str(trial.seed),
+                "focus_lab.fingerprint": trial.fingerprint,
+                "mlflow.user": getpass.getuser(),
+                "mlflow.source.name": Path(sys.argv[0]).name,
+                "mlflow.source.type": "LOCAL",
+            }
+            run = self._client.create_run(tracking_id, tags=tags, run_name=trial.name)
+            run_id = str(run.info.run_id)
+            params = [
+                Param(name, str(value)[:_PARAM_LENGTH]) for name, value in _params(trial).items()
+            ]
+            for start in range(0, len(params), _PARAMS_A_BATCH):
+                batch = params[start : start + _PARAMS_A_BATCH]
+                self._client.log_batch(run_id, params=batch)
+            ratio = trial.spec["model"]["token_selection"]["keep_ratio"]
+            # As a metric as well: params compare as text, metrics as numbers and as chart axes.
+            self._client.log_metric(run_id, "tokens/keep_ratio", ratio)
+            return run_id
+
+    def start_run(self, run_id: str) -> None:
+        """Status RUNNING."""
+        self.end_run(run_id, TrialState.RUNNING)
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
+        """One batch an epoch; epochs that the run has are passed over."""
+        with self._explained():
+            if run_id not in self._last_epoch:
+                known = self._client.get_run(run_id).data.metrics
+                self._last_epoch[run_id] = int(known.get("epoch", 0))
+            if epoch <= self._last_epoch[run_id]:
+                return
+            self._log(run_id, {**metrics, "epoch": float(epoch)}, epoch)
+            self._last_epoch[run_id] = epoch
+
+    def log_final(self, run_id: str, metrics: Metrics) -> None:
+        """Metrics without an epoch, at step 0."""
+        with self._explained():
+            self._log(run_id, metrics, 0)
+
+    def log_manifest(self, run_id: str, manifest: Mapping[str, Any]) -> None:
+        """The manifest as artifact, code state and seeds as tags, data sets as inputs."""
+        with self._explained():
+            self._client.log_dict(run_id, dict(manifest), "manifest.json")
+            git = manifest["environment"].get("git") or {}
+            tags = {
+                "focus_lab.ops_implementation": manifest["ops_implementation"],
+                "mlflow.source.git.commit": git.get("commit"),
+                "mlflow.source.git.branch": git.get("branch"),
+                "mlflow.source.git.dirty": git.get("dirty"),
+            }
+            inputs = []
+            for split, data in manifest["data"].items():
+                tags[f"focus_lab.data.{split}.sha256"] = data["digest"]
+                source = json.dumps(manifest["spec"]["data"])
+                entity = Dataset(
+                    name=f"{manifest['spec']['data']['kind']}-{split}",
+                    digest=data["digest"][:_DIGEST_LENGTH],
+                    source_type="focus_lab",
+                    source=source,
+                    profile=json.dumps({"images": data["images"], "classes": len(data["classes"])}),
+                )
+                inputs.append(DatasetInput(entity, [InputTag("mlflow.data.context", split)]))
+            rows = [RunTag(key, str(value)) for key, value in tags.items() if value is not None]
+            self._client.log_batch(run_id, tags=rows)
+            self._client.log_inputs(run_id, inputs)
+
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        """Upload a folder as artifacts."""
+        if folder.is_dir():
+            with self._explained():
+                self._client.log_artifacts(run_id, str(folder), name)
+
+    def end_run(self, run_id: str, state: TrialState) -> None:
+        """The status that stands for `state`."""
+        with self._explained():
+            if state.is_terminal:
+                self._client.set_terminated(run_id, _STATUS[state])
+            else:
+                self._client.update_run(run_id, _STATUS[state])
+
+    def curves(self, run_id: str) -> Curves:
+        """Every metric's history."""
+        with self._explained():
+            names = self._client.get_run(run_id).data.metrics
+            curves: Curves = {}
+            for name in names:
+                points = self._client.get_metric_history(run_id, name)
+                curves[name] = sorted({point.step: point.value for point in points}.items())
+            return curves
+
+    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
+        """The summary run: means and intervals as metrics, the report as artifacts."""
+        with self._explained():
+            run = self._find(tracking_id, SUMMARY_TAG, "true")
+            if run is None:
+                tags = {SUMMARY_TAG: "true", "mlflow.user": getpass.getuser()}
+                run = self._client.create_run(tracking_id, tags=tags, run_name="summary")
+            run_id = str(run.info.run_id)
+            self._log(run_id, metrics, 0)
+            self._client.log_artifacts(run_id, str(folder), "report")
+            self._client.set_terminated(run_id, "FINISHED")
+            return run_id
+
+    def _find(self, tracking_id: str, tag: str, value: str) -> Run | None:
+        runs = self._client.search_runs(
+            [tracking_id], filter_string=f"tags.`{tag}` = '{value}'", max_results=1
+        )
+        return runs[0] if runs else None
+
+    def _log(self, run_id: str, metrics: Metrics, step: int) -> None:
+        now = int(time.time() * 1000)
+        points = [
+            Metric(name, value, now, step)
+            for name, value in metrics.items()
+            if math.isfinite(value)
+        ]
+        for start in range(0, len(points), _METRICS_A_BATCH):
+            self._client.log_batch(run_id, metrics=points[start : start + _METRICS_A_BATCH])
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (MlflowException, sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+            text = str(error)
+            if "locked" in text:
+                reason, remedy = "is locked", "close the process that writes to it"
+            elif "schema" in text or "revision" in text:
+                reason = f"was made by another MLflow than {mlflow.__version__}"
+                remedy = "run `mlflow db upgrade URI`, or upgrade mlflow"
+            else:
+                reason = "cannot be used"
+                remedy = "check that it can be reached and written"
+            first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+            raise TrackerError(
+                f"MLflow {self.uri}: {reason}, got {first[:300]}; {remedy}, or choose another --tracking-uri"
+            ) from error
+
+
+def _params(trial: Trial) -> dict[str, object]:
+    """Cell, seed and the whole effective spec, flat."""
+    params: dict[str, object] = {"cell": trial.cell, "seed": trial.seed}
+    params["keep_ratio"] = trial.spec["model"]["token_selection"]["keep_ratio"]
+    for part in ("model", "data", "training"):
+        params |= _flat(trial.spec[part], part)
+    return params
+
+
+def _flat(content: object, path: str) -> dict[str, object]:
+    if isinstance(content, dict):
+        return {
+            name: value
+            for key, inner in content.items()
+            for name, value in _flat(inner, f"{path}.{key}").items()
+        }
+    return {path: json.dumps(content) if isinstance(content, list) else content}

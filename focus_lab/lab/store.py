@@ -1,0 +1,372 @@
+"""The store: the truth about the life cycle of experiments and trials (SQLite or PostgreSQL)."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.util import CommandError
+from sqlalchemy.orm import Session
+
+from focus_lab.errors import StoreError
+from focus_lab.lab.states import TRANSITIONS, TrialState
+from focus_lab.lab.tables import ExperimentRow, TrialRow
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import Plan
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as the store knows it. The stored spec is read tolerantly: as data."""
+
+    id: str
+    name: str
+    spec: dict[str, Any]
+    folder: Path
+    tracking_id: str | None
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as the store knew it at `version`."""
+
+    id: str
+    experiment_id: str
+    fingerprint: str
+    cell: str
+    seed: int
+    overrides: dict[str, Any]
+    spec: dict[str, Any]
+    state: TrialState
+    version: int
+    attempts: int
+    failure: str | None
+    message: str | None
+    tracking_run_id: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def name(self) -> str:
+        """Cell and seed: readable, and unique within a plan."""
+        return f"{self.cell}-seed{self.seed}"
+
+
+class LeaseHeldError(StoreError):
+    """Another process carries the experiment out; wait for it, or end it."""
+
+
+class StaleTrialError(StoreError):
+    """The trial was changed by another process; read it again."""
+
+
+class Store:
+    """Experiments and trials in a database.
+
+    Args:
+        url: SQLAlchemy URL, for example `sqlite:///runs/lab.db`.
+
+    Raises:
+        StoreError: the database cannot be opened, is locked, or belongs to a newer focus_lab.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        try:
+            self._engine = sa.create_engine(url, pool_pre_ping=True)
+            if self._engine.dialect.name == "sqlite":
+                sa.event.listen(self._engine, "connect", _configure_sqlite)
+        except (sa.exc.ArgumentError, ModuleNotFoundError, ImportError) as error:
+            raise StoreError(
+                f"--store: is not a usable database URL, got {url!r} ({error}); "
+                "for example sqlite:///runs/lab.db"
+            ) from error
+        with self._explained(), self._engine.begin() as connection:
+            config = Config()
+            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def close(self) -> None:
+        """Release the database."""
+        self._engine.dispose()
+
+    # Experiments
+
+    def record(self, spec: ExperimentSpec, plan: Plan, folder: Path) -> Experiment:
+        """Record an experiment and its plan; the same name continues it.
+
+        Trials that the plan still has keep their state, new ones are added, others are no longer
+        planned. Failed ones become pending again.
+        """
+        content = spec.model_dump(mode="json")
+        with self._session() as session:
+            row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
+            if row is None:
+                row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=_now())
+                session.add(row)
+            row.spec, row.folder = content, str(folder)
+            session.flush()
+            known = {
+                trial.fingerprint: trial
+                for trial in session.scalars(
+                    sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
+                )
+            }
+            for trial in known.values():
+                trial.planned = False
+            for position, planned in enumerate(plan.trials):
+                trial = known.get(planned.fingerprint)
+                if trial is None:
+                    trial = TrialRow(
+                        id=uuid.uuid4().hex,
+                        experiment_id=row.id,
+                        fingerprint=planned.fingerprint,
+                        state=TrialState.PENDING,
+                        version=0,
+                        attempts=0,
+                    )
+                    session.add(trial)
+                trial.cell, trial.seed, trial.position = planned.cell, planned.seed, position
+                trial.overrides, trial.planned = planned.overrides, True
+                # Compute may differ from the last time; nothing else can, by the fingerprint.
+                trial.spec = planned.spec.model_dump(mode="json")
+                if trial.state == TrialState.FAILED:
+                    trial.state, trial.version = TrialState.PENDING, trial.version + 1
+            return _experiment(row)
+
+    def experiments(self) -> list[Experiment]:
+        """All experiments, newest first."""
+        with self._session() as session:
+            rows = session.scalars(
+                sa.select(ExperimentRow).order_by(ExperimentRow.created_at.desc())
+            )
+            return [_experiment(row) for row in rows]
+
+    def experiment(self, name: str) -> Experiment:
+        """An experiment by name or id.
+
+        Raises:
+            StoreError: there is none.
+        """
+        with self._session() as session:
+            row = session.scalar(
+                sa.select(ExperimentRow).where(
+                    sa.or_(ExperimentRow.name == name, ExperimentRow.id == name)
+                )
+            )
+            if row is None:
+                names = session.scalars(sa.select(ExperimentRow.name)).all()
+                raise StoreError(
+                    f"experiment: no such name or id, got {name!r}; "
+                    f"known are {', '.join(names) or 'none yet'}"
+                )
+            return _experiment(row)
+
+    def set_tracking_id(self, experiment_id: str, tracking_id: str) -> None:
+        """Remember the tracker's id of an experiment."""
+        with self._session() as session:
+            session.execute(
+                sa.update(ExperimentRow)
+                .where(ExperimentRow.id == experiment_id)
+                .values(tracking_id=tracking_id)
+            )
+
+    # Leases
+
+    def take_lease(self, experiment_id: str, owner: str, seconds: float, dead: set[str]) -> None:
+        """Become the one driver of an experiment.
+
+        Args:
+            experiment_id: the experiment.
+            owner: names this process, uniquely.
+            seconds: how long the lease lasts unless renewed.
+            dead: owners known to have ended: their leases do not count.
+
+        Raises:
+            LeaseHeldError: another process holds an unexpired lease.
+        """
+        now = _now()
+        free = sa.or_(
+            ExperimentRow.lease_owner.is_(None),
+            ExperimentRow.lease_owner == owner,
+            ExperimentRow.lease_owner.in_(dead),
+            ExperimentRow.lease_expires_at < now,
+        )
+        with self._session() as session:
+            changed = session.execute(
+                sa.update(ExperimentRow)
+                .where(ExperimentRow.id == experiment_id, free)
+                .values(lease_owner=owner, lease_expires_at=now + timedelta(seconds=seconds))
+            )
+            if not _rows(changed):
+                holder = self.lease_owner(experiment_id)
+                raise LeaseHeldError(
+                    f"experiment: another process carries it out, got {holder}; "
+                    "wait for it or end it, then run the same command"
+                )
+
+    def lease_owner(self, experiment_id: str) -> str | None:
+        """Who holds the experiment's lease."""
+        with self._session() as session:
+            return session.scalar(
+                sa.select(ExperimentRow.lease_owner).where(ExperimentRow.id == experiment_id)
+            )
+
+    def drop_lease(self, experiment_id: str, owner: str) -> None:
+        """Give the lease back, if `owner` still holds it."""
+        with self._session() as session:
+            session.execute(
+                sa.update(ExperimentRow)
+                .where(ExperimentRow.id == experiment_id, ExperimentRow.lease_owner == owner)
+                .values(lease_owner=None, lease_expires_at=None)
+            )
+
+    # Trials
+
+    def trials(self, experiment_id: str, *, planned_only: bool = True) -> list[Trial]:
+        """Trials in the order of the plan."""
+        query = sa.select(TrialRow).where(TrialRow.experiment_id == experiment_id)
+        if planned_only:
+            query = query.where(TrialRow.planned)
+        with self._session() as session:
+            return [_trial(row) for row in session.scalars(query.order_by(TrialRow.position))]
+
+    def trial(self, trial_id: str) -> Trial:
+        """A trial by id."""
+        with self._session() as session:
+            row = session.get(TrialRow, trial_id)
+            if row is None:
+                raise StoreError(f"trial: no such id, got {trial_id!r}; see `focus-lab status`")
+            return _trial(row)
+
+    def move(
+        self,
+        trial: Trial,
+        state: TrialState,
+        *,
+        failure: str | None = None,
+        message: str | None = None,
+    ) -> Trial:
+        """Change a trial's state by compare-and-set on what the caller last saw.
+
+        Raises:
+            StaleTrialError: somebody else changed it in between.
+            ValueError: the life cycle does not allow it.
+        """
+        if state not in TRANSITIONS[trial.state]:
+            raise ValueError(f"{trial.name}: cannot go from {trial.state} to {state}")
+        now = _now()
+        values: dict[str, Any] = {
+            "state": state,
+            "version": trial.version + 1,
+            "failure": failure,
+            "message": message,
+            "ended_at": now if state.is_terminal else None,
+        }
+        if state is TrialState.RUNNING:
+            values |= {"attempts": trial.attempts + 1, "started_at": trial.started_at or now}
+        with self._session() as session:
+            changed = session.execute(
+                sa.update(TrialRow)
+                .where(
+                    TrialRow.id == trial.id,
+                    TrialRow.state == trial.state,
+                    TrialRow.version == trial.version,
+                )
+                .values(**values)
+            )
+            if not _rows(changed):
+                raise StaleTrialError(
+                    f"trial {trial.name}: another process changed it, got version {trial.version}; "
+                    "run the same command again"
+                )
+        return replace(trial, **values)
+
+    def set_tracking_run(self, trial: Trial, run_id: str) -> Trial:
+        """Remember the tracker's run of a trial."""
+        with self._session() as session:
+            session.execute(
+                sa.update(TrialRow).where(TrialRow.id == trial.id).values(tracking_run_id=run_id)
+            )
+        return replace(trial, tracking_run_id=run_id)
+
+    @contextlib.contextmanager
+    def _session(self) -> Iterator[Session]:
+        with self._explained(), Session(self._engine) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except CommandError as error:
+            raise StoreError(
+                f"store {self.url}: was made by a newer focus_lab, got {error}; "
+                "upgrade focus_lab or choose another --store"
+            ) from error
+        except sa.exc.OperationalError as error:
+            raise StoreError(
+                f"store {self.url}: cannot be used, got {error.orig}; "
+                "close the process that locks it, check the path, or choose another --store"
+            ) from error
+        except sa.exc.DatabaseError as error:
+            raise StoreError(
+                f"store {self.url}: is not a focus_lab store, got {error.orig}; choose another --store"
+            ) from error
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _rows(result: Any) -> int:
+    return int(result.rowcount)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _utc(moment: datetime | None) -> datetime | None:
+    # SQLite forgets the zone; all moments are stored in UTC.
+    return moment.replace(tzinfo=UTC) if moment and moment.tzinfo is None else moment
+
+
+def _experiment(row: ExperimentRow) -> Experiment:
+    created = _utc(row.created_at)
+    assert created is not None
+    return Experiment(row.id, row.name, row.spec, Path(row.folder), row.tracking_id, created)
+
+
+def _trial(row: TrialRow) -> Trial:
+    return Trial(
+        id=row.id,
+        experiment_id=row.experiment_id,
+        fingerprint=row.fingerprint,
+        cell=row.cell,
+        seed=row.seed,
+        overrides=row.overrides,
+        spec=row.spec,
+        state=TrialState(row.state),
+        version=row.version,
+        attempts=row.attempts,
+        failure=row.failure,
+        message=row.message,
+        tracking_run_id=row.tracking_run_id,
+        started_at=_utc(row.started_at),
+        ended_at=_utc(row.ended_at),
+    )

@@ -1,0 +1,117 @@
+"""The tracker keeps numbers and files of trials. A protocol, and the implementation in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Experiment, Trial
+
+Metrics = Mapping[str, float]
+Curves = dict[str, list[tuple[int, float]]]
+"""Metric name -> (epoch, value), by epoch."""
+
+
+class Tracker(Protocol):
+    """What the lab needs of an experiment tracker. Every call may be repeated without harm."""
+
+    def ensure_experiment(self, experiment: Experiment) -> str:
+        """Id of the tracker's experiment; made when missing."""
+
+    def ensure_run(self, tracking_id: str, trial: Trial) -> str:
+        """Id of the one run of a trial; made when missing."""
+
+    def start_run(self, run_id: str) -> None:
+        """The run is running (again)."""
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
+        """Metrics of an epoch; epochs that the run already has are passed over."""
+
+    def log_final(self, run_id: str, metrics: Metrics) -> None:
+        """Metrics of the whole trial, not of an epoch."""
+
+    def log_manifest(self, run_id: str, manifest: Mapping[str, Any]) -> None:
+        """Versions, code state and data digests of a trial."""
+
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        """All files of `folder`, under `name`."""
+
+    def end_run(self, run_id: str, state: TrialState) -> None:
+        """The run has ended."""
+
+    def curves(self, run_id: str) -> Curves:
+        """All metrics of a run."""
+
+    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
+        """The experiment's report and summary numbers on one summary run; returns its id."""
+
+
+@dataclass
+class MemoryRun:
+    """A run of the tracker in memory."""
+
+    trial_id: str
+    state: TrialState = TrialState.PENDING
+    curves: Curves = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    files: set[str] = field(default_factory=set)
+
+
+class MemoryTracker:
+    """Keeps everything in this process; for tests and benchmarks."""
+
+    def __init__(self) -> None:
+        self.runs: dict[str, MemoryRun] = {}
+        self.reports: dict[str, Metrics] = {}
+
+    def ensure_experiment(self, experiment: Experiment) -> str:
+        """The experiment's own id."""
+        return experiment.id
+
+    def ensure_run(self, tracking_id: str, trial: Trial) -> str:
+        """The trial's own id."""
+        self.runs.setdefault(trial.id, MemoryRun(trial.id))
+        return trial.id
+
+    def start_run(self, run_id: str) -> None:
+        """Mark it."""
+        self.runs[run_id].state = TrialState.RUNNING
+
+    def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
+        """Keep the epoch once."""
+        curves = self.runs[run_id].curves
+        if any(past >= epoch for past, _ in curves.get("epoch", [])):
+            return
+        for name, value in {**metrics, "epoch": float(epoch)}.items():
+            curves.setdefault(name, []).append((epoch, value))
+
+    def log_final(self, run_id: str, metrics: Metrics) -> None:
+        """Keep them as of epoch 0."""
+        for name, value in metrics.items():
+            self.runs[run_id].curves[name] = [(0, value)]
+
+    def log_manifest(self, run_id: str, manifest: Mapping[str, Any]) -> None:
+        """Keep it."""
+        self.runs[run_id].manifest = dict(manifest)
+
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        """Keep the names."""
+        self.runs[run_id].files |= {
+            f"{name}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
+        }
+
+    def end_run(self, run_id: str, state: TrialState) -> None:
+        """Mark it."""
+        self.runs[run_id].state = state
+
+    def curves(self, run_id: str) -> Curves:
+        """What was kept."""
+        return self.runs[run_id].curves
+
+    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
+        """Keep the numbers."""
+        self.reports[tracking_id] = metrics
+        return f"{tracking_id}-summary"

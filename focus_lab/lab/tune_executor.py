@@ -1,0 +1,173 @@
+"""Trials under Ray Tune: one-worker trials train inside Tune's own actors, which are reused.
+
+Tune sees trial ids only. It schedules and restarts lost workers; what a trial is, how far it came and
+how it ended is known to the store, the trial's folder and the tracker. Nothing is restored from Tune's
+own state: after the death of the driver a new Tuner gets the trials that are not done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from focus_lab.lab.executor import Failure, Listener, TrialJob, explain_failure
+from focus_lab.specs.training import ComputeSpec
+
+OUTCOME, FAILURE, HISTORY, EPOCH, METRICS = "outcome", "failure", "history", "epoch", "metrics"
+
+
+class TuneExecutor:
+    """Carries out trials on a Ray cluster.
+
+    Args:
+        compute: resources of a worker, and how often a lost one is replaced.
+        address: a Ray cluster, or None for one of our own on this machine.
+    """
+
+    def __init__(self, compute: ComputeSpec, address: str | None = None) -> None:
+        self._compute = compute
+        self._address = address
+        self._started = False
+
+    def start(self) -> None:
+        """Start or join Ray; safe to call ahead, while other things are set up."""
+        import ray
+
+        if self._started:
+            return
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled" if self._address is None else "token")
+        os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+        os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+        os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        # "local" and not nothing: a bare init would join a stranger's cluster. The dashboard stays on:
+        # without it, Train inside Tune leaks placement groups.
+        options: dict[str, Any] = {"num_cpus": os.cpu_count()} if self._address is None else {}
+        ray.init(
+            address=self._address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=False,
+            include_dashboard=True if self._address is None else None,
+            **options,
+        )
+        self._started = True
+
+    @property
+    def concurrent_trials(self) -> int:
+        """How many trials the cluster has room for; it must be started."""
+        import ray
+
+        total, compute = ray.cluster_resources(), self._compute
+        room = [total.get("CPU", 0.0) / compute.cpus_per_worker]
+        if compute.gpus_per_worker:
+            room.append(total.get("GPU", 0.0) / compute.gpus_per_worker)
+        return max(1, int(min(room)))
+
+    def stop(self) -> None:
+        """Leave Ray, and end it if it was ours."""
+        import ray
+
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
+        """Carry out all jobs.
+
+        Raises:
+            KeyboardInterrupt: a person interrupted.
+        """
+        from ray import tune
+
+        self.start()
+        by_id = {job.trial_id: job for job in jobs}
+        scratch = Path(tempfile.mkdtemp(prefix="focus-lab-tune-"))
+        resources = {"cpu": self._compute.cpus_per_worker, "gpu": self._compute.gpus_per_worker}
+        relay = _make_relay(listener, by_id)
+        try:
+            tune.Tuner(
+                tune.with_resources(tune.with_parameters(train_trial, jobs=by_id), resources),
+                param_space={"trial_id": tune.grid_search(list(by_id))},
+                tune_config=tune.TuneConfig(reuse_actors=True),
+                run_config=tune.RunConfig(
+                    name="trials",
+                    storage_path=str(scratch),
+                    verbose=0,
+                    callbacks=[relay],
+                    failure_config=tune.FailureConfig(max_failures=self._compute.max_failures),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if relay.open:
+            # Tune catches Ctrl-C, stops its trials and returns as if all were well.
+            raise KeyboardInterrupt
+
+
+def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
+    """Tune's trainable: runs in an actor. Errors are outcomes, so that only lost workers are retried."""
+    from ray import tune
+
+    job = jobs[config["trial_id"]]
+    try:
+        from focus_lab.lab.worker import carry_out
+
+        history = carry_out(
+            job, lambda epoch, metrics: tune.report({EPOCH: epoch, METRICS: metrics})
+        )
+    except Exception as error:
+        failure = explain_failure(error, job.folder)
+        tune.report({OUTCOME: FAILURE, FAILURE: {"kind": failure.kind, "message": failure.message}})
+    else:
+        tune.report({OUTCOME: "success", HISTORY: history})
+
+
+def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
+    """Tune's callback that tells the listener; made here, because its base class needs ray."""
+    from ray.tune import Callback
+
+    class Relay(Callback):  # type: ignore[misc]  # ray is untyped
+        def __init__(self) -> None:
+            self.open = set(jobs)
+
+        def on_trial_start(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            listener.started(trial.config["trial_id"])
+
+        def on_trial_result(
+            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+        ) -> None:
+            trial_id = trial.config["trial_id"]
+            if trial_id not in self.open:
+                return
+            if OUTCOME not in result:
+                if EPOCH in result:
+                    listener.epoch(trial_id, result[EPOCH], result[METRICS])
+                return
+            self.open.discard(trial_id)
+            if result[OUTCOME] == FAILURE:
+                listener.failed(trial_id, Failure(**result[FAILURE]))
+            else:
+                listener.succeeded(trial_id, result[HISTORY])
+
+        def on_trial_error(
+            self, iteration: int, trials: list[Any], trial: Any, **info: Any
+        ) -> None:
+            trial_id = trial.config["trial_id"]
+            if trial_id in self.open:
+                self.open.discard(trial_id)
+                message = (
+                    f"compute.max_failures: the worker was lost too often, got {trial.num_failures} "
+                    "times; look for a full memory or a node that went away, then run the same command"
+                )
+                listener.failed(trial_id, Failure("WorkerLost", message))
+
+    return Relay()

@@ -1,0 +1,45 @@
+"""What a worker does with a job: train it, and leave its progress where the driver can see it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+
+from focus_lab.lab.executor import TrialJob
+from focus_lab.lab.progress import PROGRESS
+from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training.fit import fit
+
+OnEpoch = Callable[[int, dict[str, float]], None]
+History = list[tuple[int, dict[str, float]]]
+
+
+class WorkerReporter:
+    """Passes epochs on, and writes steps into the trial's folder.
+
+    Args:
+        job: the job.
+        on_epoch: called as (epoch, metrics) for every epoch trained here.
+    """
+
+    def __init__(self, job: TrialJob, on_epoch: OnEpoch) -> None:
+        self._path = job.folder / PROGRESS
+        self._on_epoch = on_epoch
+
+    def report(self, epoch: int, metrics: dict[str, float]) -> None:
+        """Pass the epoch on."""
+        self._on_epoch(epoch, metrics)
+
+    def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Write it for the live table; whole or not at all."""
+        content = {"epoch": epoch, "step": step, "steps": steps, "loss": loss, "at": time.time()}
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(json.dumps(content))
+        partial.replace(self._path)
+
+
+def carry_out(job: TrialJob, on_epoch: OnEpoch) -> History:
+    """Train a job to its end; returns (epoch, metrics) of every epoch."""
+    spec = TrialSpec.model_validate(job.spec)
+    return fit(spec, WorkerReporter(job, on_epoch), job.folder).history

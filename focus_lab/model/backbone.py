@@ -1,0 +1,199 @@
+"""Backbones: images to feature maps, fine to coarse, whose channels and strides they declare.
+
+Shape legend: B images, H x W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch.nn.functional as F
+import torchvision
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+from focus_lab.errors import SpecError
+
+
+class Backbone(nn.Module):
+    """A feature extractor with named channels and strides."""
+
+    channels: tuple[int, ...]
+    """Of each output, fine to coarse."""
+    strides: tuple[int, ...]
+    """Of each output, in pixels."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] to maps [B, channels[i], about H / strides[i], about W / strides[i]]."""
+        raise NotImplementedError
+
+
+class ResNetFeatures(Backbone):
+    """torchvision's ResNet (stride in the 3x3 convolution) with frozen batch norm: C3, C4, C5."""
+
+    strides = (8, 16, 32)
+
+    def __init__(self, depth: int, frozen_stages: int) -> None:
+        """ResNet of random weights.
+
+        Args:
+            depth: 18, 34, 50, 101 or 152.
+            frozen_stages: leading stages without gradient, 0 to 5; the stem is the first.
+        """
+        super().__init__()
+        network = getattr(torchvision.models, f"resnet{depth}")(norm_layer=FrozenBatchNorm2d)
+        self.conv1 = network.conv1
+        self.bn1 = network.bn1
+        self.maxpool = network.maxpool
+        self.layer1 = network.layer1
+        self.layer2 = network.layer2
+        self.layer3 = network.layer3
+        self.layer4 = network.layer4
+        width = network.fc.in_features
+        self.channels = (width // 4, width // 2, width)
+        stages = (self.conv1, self.layer1, self.layer2, self.layer3, self.layer4)
+        for stage in stages[:frozen_stages]:
+            stage.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.layer1(x)
+        features = []
+        for stage in (self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+class TimmFeatures(Backbone):
+    """Feature stages of a `timm` model; nothing is downloaded."""
+
+    def __init__(self, name: str, out_indices: Sequence[int]) -> None:
+        """Extractor of random weights.
+
+        Args:
+            name: timm's model name.
+            out_indices: which of timm's feature stages to return, fine to coarse.
+
+        Raises:
+            SpecError: when timm has no such model or stage.
+        """
+        super().__init__()
+        options: dict[str, Any] = {}
+        if name in timm.list_models() and timm.get_pretrained_cfg(name).fixed_input_size:
+            # Window attention pads by itself; without this timm insists on the size of its training.
+            options["strict_img_size"] = False
+        try:
+            self.network = timm.create_model(
+                name, pretrained=False, features_only=True, out_indices=tuple(out_indices), **options
+            )
+        except (RuntimeError, IndexError, AssertionError, TypeError, AttributeError) as error:
+            raise SpecError(
+                f"model.backbone: timm cannot build feature stages {list(out_indices)}, got name {name!r} "
+                f"({error}); `timm.list_models()` lists the names"
+            ) from error
+        self.channels = tuple(self.network.feature_info.channels())
+        self.strides = tuple(self.network.feature_info.reduction())
+        self._channels_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def freeze(self, frozen_stages: int, freeze_norm: bool) -> None:
+        """Stop parts from learning; call it after weights are loaded.
+
+        Args:
+            frozen_stages: leading feature stages without gradient and with fixed batch norm, stem included.
+            freeze_norm: whether all batch norms keep their statistics and scales.
+
+        Raises:
+            SpecError: when there are fewer stages.
+        """
+        stages = self.network.feature_info.info
+        if frozen_stages > len(stages):
+            raise SpecError(
+                f"model.backbone.frozen_stages: more stages than the backbone has, got {frozen_stages}; "
+                f"at most {len(stages)}"
+            )
+        if frozen_stages:
+            last = self._module_path(stages[frozen_stages - 1]["module"])
+            # Modules are registered in the order of execution, so all before the stage's end belong to it.
+            reached = False
+            for path, module in list(self.network.named_modules()):
+                inside = path == last or path.startswith(f"{last}.")
+                if reached and not inside:
+                    break
+                reached = reached or inside
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+                if isinstance(module, nn.BatchNorm2d):
+                    self._replace(path, freeze_batch_norm_2d(module))
+        if freeze_norm:
+            self.network = freeze_batch_norm_2d(self.network)
+
+    def _module_path(self, module: str) -> str:
+        """Timm flattens the first level of containers in some extractors: `stages.0` becomes `stages_0`."""
+        flattened = module.replace(".", "_", 1)
+        return flattened if flattened in dict(self.network.named_modules()) else module
+
+    def _replace(self, path: str, module: nn.Module) -> None:
+        parent, _, name = path.rpartition(".")
+        setattr(self.network.get_submodule(parent), name, module)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        features: list[Tensor] = self.network(images)
+        if self._channels_last:
+            features = [feature.permute(0, 3, 1, 2).contiguous() for feature in features]
+        return features
+
+
+class ResidualFeatures(Backbone):
+    """A small residual network with batch norm: one block a stride, from 2 to 32; the last three are returned."""
+
+    strides = (8, 16, 32)
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        """Network of random weights with the given channels at strides 2, 4, 8, 16 and 32."""
+        super().__init__()
+        self.channels = tuple(widths[-3:])
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, widths[0], 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        self.stages = nn.ModuleList(
+            ResidualBlock(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.forward`."""
+        x = self.stem(images)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features[-3:]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions, the first of stride 2, beside a 1x1 shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        """Block from `inputs` to `outputs` channels at half the size."""
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        self.shortcut_norm = nn.BatchNorm2d(outputs)
+        for convolution in (self.conv1, self.conv2, self.shortcut):
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, ceil(H / 2), ceil(W / 2)]."""
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.norm2(self.conv2(y))
+        return F.relu(y + self.shortcut_norm(self.shortcut(x)), inplace=True)

@@ -1,0 +1,238 @@
+"""The encoder: each layer refines only its foreground tokens, by dual attention (Sec. 3.3, Algorithm 1).
+
+Shape legend: B images (B' is 1 when nothing is padded), N tokens, k tokens of a layer, L levels, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from focus_lab.model.deformable_attention import DeformableAttention, project_values
+from focus_lab.model.feature_levels import FeatureLevels, host_tensor, on_every_level
+from focus_lab.model.feed_forward import FeedForward
+from focus_lab.model.output import SelectedTokens
+from focus_lab.model.precision import at_least_float32, without_autocast
+from focus_lab.model.self_attention import SelfAttention
+from focus_lab.model.tokens import put_tokens, take_tokens
+from focus_lab.ops import Implementation, LevelShapes
+
+
+@dataclass(frozen=True)
+class EncoderTokens:
+    """The tokens that a layer works on, with what stays constant over the layers."""
+
+    positions: Tensor
+    """[B, k, d]."""
+    references: Tensor
+    """[B', k, L or 1, 2], centres as shares of each padded level."""
+    scores: Tensor | None
+    """[B, k], foreground logits; None without dual attention."""
+
+    def first(self, count: int) -> EncoderTokens:
+        """The first `count` of them."""
+        return EncoderTokens(
+            self.positions[:, :count],
+            self.references[:, :count],
+            None if self.scores is None else self.scores[:, :count],
+        )
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention of the fine-grained tokens, deformable attention, feed-forward; norms come after."""
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        num_levels: int,
+        num_points: int,
+        dim_feedforward: int,
+        *,
+        dual_attention: bool,
+        dropout: float = 0.0,
+        implementation: Implementation = "reference",
+    ) -> None:
+        """Layer of width `hidden_dim`; without `dual_attention` it has no self-attention at all."""
+        super().__init__()
+        self.dual_attention: SelfAttention | None = None
+        self.dual_attention_norm: nn.LayerNorm | None = None
+        if dual_attention:
+            self.dual_attention = SelfAttention(hidden_dim, num_heads, dropout)
+            self.dual_attention_norm = nn.LayerNorm(hidden_dim)
+        self.deformable_attention = DeformableAttention(
+            hidden_dim, num_heads, num_levels, num_points, dropout, implementation
+        )
+        self.deformable_attention_norm = nn.LayerNorm(hidden_dim)
+        self.feed_forward = FeedForward(hidden_dim, dim_feedforward, dropout)
+        self.feed_forward_norm = nn.LayerNorm(hidden_dim)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        constants: EncoderTokens,
+        fine_grained: Tensor | None,
+        value: Tensor,
+        shapes: LevelShapes,
+        widths_heights: Tensor,
+    ) -> Tensor:
+        """Refined tokens.
+
+        Args:
+            tokens: [B, k, d].
+            constants: their positions, reference points and scores.
+            fine_grained: int64 [B, T], which of the k attend to each other; None without dual attention.
+            value: [B, N, H, d / H], projected values of all tokens.
+            shapes: (height, width) of the levels.
+            widths_heights: float32 [L, 2].
+
+        Returns:
+            [B, k, d].
+        """
+        if self.dual_attention is not None and self.dual_attention_norm is not None and fine_grained is not None:
+            chosen = take_tokens(tokens, fine_grained)  # [B, T, d]
+            chosen_positions = take_tokens(constants.positions, fine_grained)
+            chosen = self.dual_attention_norm(chosen + self.dual_attention(chosen, chosen_positions))
+            tokens = put_tokens(tokens, fine_grained, chosen)
+        attended = self.deformable_attention(
+            tokens + constants.positions, constants.references, value, shapes, widths_heights
+        )
+        tokens = self.deformable_attention_norm(tokens + attended)
+        out: Tensor = self.feed_forward_norm(tokens + self.feed_forward(tokens))
+        return out
+
+
+class Encoder(nn.Module):
+    """Encoder layers over shrinking sets of foreground tokens; all others keep their neck feature."""
+
+    def __init__(
+        self,
+        layers: Sequence[EncoderLayer],
+        *,
+        dual_attention_tokens: int | None,
+        score_product: Literal["logits", "probabilities"] = "logits",
+        value_source: Literal["neck_features", "updated_tokens"] = "neck_features",
+        category_head: nn.Module | None = None,
+    ) -> None:
+        """Encoder of the given layers.
+
+        Args:
+            layers: in order.
+            dual_attention_tokens: how many tokens of a layer attend to each other, clamped to those it has;
+                None without dual attention.
+            score_product: what is multiplied to find them: raw category and foreground logits as released
+                (two negatives win), or their sigmoids.
+            value_source: what deformable attention samples: the neck features in every layer (released), or
+                the tokens as refined so far (Algorithm 1, line 10).
+            category_head: an own head, d -> C, for the category score; None uses the one given to `forward`.
+        """
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.dual_attention_tokens = dual_attention_tokens
+        self.score_product = score_product
+        self.value_source = value_source
+        self.category_head = category_head
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        levels: FeatureLevels,
+        padding_mask: Tensor | None,
+        selection: SelectedTokens | None,
+        class_head: nn.Module,
+    ) -> Tensor:
+        """The memory.
+
+        Args:
+            tokens: [B, N, d], neck features.
+            positions: [B', N, d].
+            levels: levels of the tokens.
+            padding_mask: bool [B, N], True at padding; None when nothing is padded.
+            selection: tokens of each layer; None refines all tokens in every layer.
+            class_head: the two-stage class head, for the category score unless the encoder has its own.
+
+        Returns:
+            [B, N, d]; there is no norm at the end.
+        """
+        widths_heights = levels.widths_heights()
+        references = on_every_level(levels.centers(), levels.valid_ratios())
+        if selection is None:
+            current, constants = tokens, EncoderTokens(positions, references, None)
+            may_update = None
+        else:
+            first = selection.indices[0]
+            current = take_tokens(tokens, first)
+            constants = EncoderTokens(
+                take_tokens(positions, first),
+                take_tokens(references, first),
+                None if self.dual_attention_tokens is None else selection.scores,
+            )
+            may_update = _may_update(selection, tokens.device)
+
+        fixed_values: tuple[Tensor, ...] | None = None
+        if self.value_source == "neck_features":
+            attentions = [layer.deformable_attention for layer in self._typed_layers()]
+            fixed_values = project_values(attentions, tokens, padding_mask)
+
+        memory = tokens
+        finished: list[Tensor] = []
+        for number, layer in enumerate(self._typed_layers()):
+            if selection is not None and selection.counts[number] < current.shape[1]:
+                # The sets are nested prefixes: what this layer drops never comes back.
+                count = selection.counts[number]
+                finished.append(current[:, count:])
+                current, constants = current[:, :count], constants.first(count)
+                may_update = None if may_update is None else may_update[:, :count]
+            if fixed_values is not None:
+                value = fixed_values[number]
+            else:
+                value = project_values([layer.deformable_attention], memory, padding_mask)[0]
+            refined = layer(
+                current,
+                constants,
+                self._fine_grained(current, constants.scores, self.category_head or class_head),
+                value,
+                levels.shapes,
+                widths_heights,
+            )
+            current = refined if may_update is None else torch.where(may_update, refined, current)
+            if self.value_source == "updated_tokens":
+                memory = _written(memory, selection, current)
+        if self.value_source == "neck_features":
+            memory = _written(tokens, selection, torch.cat((current, *reversed(finished)), dim=1))
+        return memory
+
+    def _fine_grained(self, tokens: Tensor, scores: Tensor | None, category_head: nn.Module) -> Tensor | None:
+        """Tokens of the dual attention, [B, T] positions within the layer's tokens; the choice has no gradient."""
+        if scores is None or self.dual_attention_tokens is None:
+            return None
+        with torch.no_grad(), without_autocast(tokens):
+            category = category_head(at_least_float32(tokens)).amax(-1)  # [B, k]
+            if self.score_product == "probabilities":
+                category, scores = category.sigmoid(), scores.sigmoid()
+            count = min(self.dual_attention_tokens, tokens.shape[1])
+            return (category * scores).topk(count, dim=1, sorted=True).indices
+
+    def _typed_layers(self) -> list[EncoderLayer]:
+        return [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
+
+
+def _may_update(selection: SelectedTokens, device: torch.device) -> Tensor | None:
+    """Bool [B, k_0, 1], True where an image may write its token back; None when that is everywhere."""
+    longest = selection.counts[0]
+    if min(selection.budgets) >= longest:
+        return None
+    budgets = host_tensor(selection.budgets, torch.int64, device)
+    return (torch.arange(longest, device=device) < budgets[:, None]).unsqueeze(-1)
+
+
+def _written(memory: Tensor, selection: SelectedTokens | None, rows: Tensor) -> Tensor:
+    """`memory` with the best-scored tokens replaced by `rows`; all of them without a selection."""
+    if selection is None:
+        return rows
+    return put_tokens(memory, selection.indices[0][:, : rows.shape[1]], rows)

@@ -1,0 +1,328 @@
+"""Focus-DETR: backbone, neck, foreground token selector, encoder, proposals, decoder and heads in one module.
+
+"Less is More: Focus Attention for Efficient DETR" (ICCV 2023). Shape legend: B images, N tokens of all
+levels, Q queries, P denoising slots, C classes, d width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from focus_lab.model.backbone import Backbone, ResidualFeatures, ResNetFeatures, TimmFeatures
+from focus_lab.model.decoder import Decoder, DecoderLayer
+from focus_lab.model.denoising import DenoisingBatch, DenoisingQueries
+from focus_lab.model.encoder import Encoder, EncoderLayer
+from focus_lab.model.feature_levels import FeatureLevels, flatten_levels
+from focus_lab.model.feed_forward import Perceptron
+from focus_lab.model.initialization import initialize_transformer
+from focus_lab.model.neck import Neck
+from focus_lab.model.output import DenoisingOutput, LayerOutput, ModelOutput, Target
+from focus_lab.model.position import TokenPositions
+from focus_lab.model.precision import at_least_float32, without_autocast
+from focus_lab.model.proposals import Proposals, QueryStart
+from focus_lab.model.token_selection import TokenSelector
+from focus_lab.model.tokens import take_tokens
+from focus_lab.model.weight_files import load_backbone_weights, read_weights
+
+if TYPE_CHECKING:
+    from focus_lab.specs.model import Backbone as BackboneSpec
+    from focus_lab.specs.model import ModelSpec
+
+
+class EffectiveTokenSelection(TypedDict):
+    """What the built model does, to be compared with what its cell asked for."""
+
+    keep_ratio: float
+    cascade: tuple[float, ...]
+
+
+class FocusDETR(nn.Module):
+    """The detector. `build_model` assembles it from a spec."""
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: Neck,
+        position: TokenPositions,
+        token_selector: TokenSelector | None,
+        encoder: Encoder,
+        proposals: Proposals,
+        decoder: Decoder,
+        class_heads: Sequence[nn.Linear],
+        box_heads: Sequence[Perceptron],
+        denoising: DenoisingQueries | None,
+        mask_padding_in_evaluation: bool = True,
+    ) -> None:
+        """Detector of the given parts.
+
+        Args:
+            backbone: images to feature maps.
+            neck: feature maps to levels of width d.
+            position: embedding of the levels' tokens.
+            token_selector: None refines all tokens in every layer.
+            encoder: tokens to memory.
+            proposals: memory to query starts.
+            decoder: queries to states.
+            class_heads: d -> C, one a decoder layer and, last, one for the proposals.
+            box_heads: d -> 4, likewise.
+            denoising: None trains without denoising queries.
+            mask_padding_in_evaluation: False ignores the images' sizes in evaluation, as the release does.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.neck = neck
+        self.position = position
+        self.token_selector = token_selector
+        self.encoder = encoder
+        self.proposals = proposals
+        self.decoder = decoder
+        self.class_heads = nn.ModuleList(class_heads)
+        self.box_heads = nn.ModuleList(box_heads)
+        self.denoising = denoising
+        self.mask_padding_in_evaluation = mask_padding_in_evaluation
+
+    @property
+    def effective_token_selection(self) -> EffectiveTokenSelection:
+        """The keep ratio and cascade that the forward pass uses."""
+        if self.token_selector is None:
+            return {"keep_ratio": 1.0, "cascade": (1.0,) * len(self.encoder.layers)}
+        return {"keep_ratio": self.token_selector.keep_ratio, "cascade": self.token_selector.cascade}
+
+    def forward(
+        self,
+        images: Tensor,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        targets: Sequence[Target] | None = None,
+    ) -> ModelOutput:
+        """Detect.
+
+        Args:
+            images: [B, 3, H, W], normalised, then padded with zeros at the bottom and right.
+            sizes: (height, width) of each image without its padding; None when nothing is padded. Boxes are
+                shares of this size.
+            targets: boxes of each image; in training they give denoising queries.
+
+        Returns:
+            See `ModelOutput`.
+        """
+        if not self.training and not self.mask_padding_in_evaluation:
+            sizes = None
+        maps = self.neck(self.backbone(images))
+        levels = FeatureLevels.measure(maps, (images.shape[-2], images.shape[-1]), sizes)
+        return self.detect(maps, levels, targets)
+
+    def detect(
+        self, maps: Sequence[Tensor], levels: FeatureLevels, targets: Sequence[Target] | None = None
+    ) -> ModelOutput:
+        """Everything behind the neck.
+
+        Args:
+            maps: feature levels, [B, d, h, w] each.
+            levels: their shapes and valid regions.
+            targets: as in `forward`.
+        """
+        tokens = flatten_levels(maps)  # [B, N, d]
+        positions = self.position(levels)  # [1 or B, N, d]
+        padding_mask = levels.padding_mask()
+        token_boxes = self.proposals.boxes(levels, padding_mask)
+
+        foreground_logits, selection = None, None
+        if self.token_selector is not None:
+            projected = self.proposals.project(tokens + positions, token_boxes.usable)
+            foreground_logits, selection = self.token_selector(projected, levels, padding_mask)
+        memory = self.encoder(tokens, positions, levels, padding_mask, selection, self.class_heads[-1])
+        start = self.proposals(memory, token_boxes, self.class_heads[-1], self.box_heads[-1])
+
+        layers, denoising = self._decode(memory, levels, padding_mask, start, targets)
+        meta = None if denoising is None else denoising.meta
+        slots = 0 if meta is None else meta.padded_size
+        *aux_outputs, last = [_queries(layer, slice(slots, None)) for layer in layers]
+        denoised: DenoisingOutput | None = None
+        if slots:
+            *aux_denoised, last_denoised = [_queries(layer, slice(None, slots)) for layer in layers]
+            denoised = {**last_denoised, "aux_outputs": aux_denoised}
+        return {
+            **last,
+            "aux_outputs": aux_outputs,
+            "enc_outputs": {"pred_logits": start.pred_logits, "pred_boxes": start.pred_boxes},
+            "category_outputs": self._category_outputs(memory, start),
+            "foreground_logits": foreground_logits,
+            "token_selection": selection,
+            "level_shapes": levels.shapes,
+            "strides": self.neck.strides,
+            "denoising": denoised,
+            "denoising_meta": meta,
+        }
+
+    def _decode(
+        self,
+        memory: Tensor,
+        levels: FeatureLevels,
+        padding_mask: Tensor | None,
+        start: QueryStart,
+        targets: Sequence[Target] | None,
+    ) -> tuple[list[LayerOutput], DenoisingBatch | None]:
+        """Predictions of every decoder layer, denoising slots first."""
+        count = start.indices.shape[1]
+        content = self.decoder.query_embedding.weight[:count].expand(memory.shape[0], -1, -1)  # [B, Q, d]
+        references = start.pred_boxes.detach()
+        batch = None
+        if self.training and self.denoising is not None and targets is not None:
+            batch = self.denoising(targets, count)
+            if batch is None:
+                # Without boxes the embedding would get no gradient, and distributed training waits for one.
+                content = content + 0.0 * self.denoising.label_embedding.weight.sum()
+            else:
+                content = torch.cat((batch.content, content), dim=1)
+                references = torch.cat((batch.reference_logits.sigmoid(), references), dim=1)
+        decoded = self.decoder(
+            content,
+            references,
+            memory,
+            levels,
+            padding_mask,
+            self.box_heads,
+            None if batch is None else batch.attention_mask,
+        )
+        layers: list[LayerOutput] = []
+        for number, (state, started_from) in enumerate(zip(decoded.states, decoded.references, strict=True)):
+            with without_autocast(state):
+                logits = self.class_heads[number](at_least_float32(state))
+            boxes = self.decoder.refine(state, started_from, self.box_heads[number])
+            layers.append({"pred_logits": logits, "pred_boxes": boxes})
+        return layers, batch
+
+    def _category_outputs(self, memory: Tensor, start: QueryStart) -> LayerOutput | None:
+        """What trains an own category head: its choice of tokens has no gradient, so it is asked for classes."""
+        if self.encoder.category_head is None:
+            return None
+        with without_autocast(memory):
+            chosen = at_least_float32(take_tokens(memory, start.indices))
+            return {"pred_logits": self.encoder.category_head(chosen), "pred_boxes": start.pred_boxes.detach()}
+
+
+def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True) -> FocusDETR:
+    """The detector that a spec describes, with fresh weights.
+
+    Args:
+        spec: all settings.
+        num_classes: C.
+        load_backbone: whether to read the backbone's weight file, if the spec names one; not needed when a
+            checkpoint is loaded afterwards.
+
+    Raises:
+        SpecError: when the backbone cannot be built.
+        WeightsError: when its weights do not fit.
+    """
+    width, selection, dual = spec.hidden_dim, spec.token_selection, spec.dual_attention
+    backbone = build_backbone(spec.backbone, load=load_backbone)
+    neck = Neck(backbone.channels, backbone.strides, width, spec.num_feature_levels, spec.norm_groups)
+    token_selector = None
+    if selection.scoring.kind == "focus":
+        token_selector = TokenSelector(
+            width,
+            spec.num_feature_levels,
+            selection.keep_ratio,
+            selection.cascade,
+            selection.score_modulation.init_range if selection.score_modulation.enabled else None,
+        )
+        initialize_transformer(token_selector)
+    layer = (width, spec.num_heads, spec.num_feature_levels, spec.num_points, spec.dim_feedforward)
+    encoder = Encoder(
+        [
+            EncoderLayer(
+                *layer,
+                dual_attention=dual.enabled,
+                dropout=spec.dropout,
+                implementation=spec.ops.implementation,
+            )
+            for _ in range(spec.num_encoder_layers)
+        ],
+        dual_attention_tokens=dual.num_tokens if dual.enabled else None,
+        score_product=dual.score_product,
+        value_source=spec.value_source,
+    )
+    decoder = Decoder(
+        [
+            DecoderLayer(*layer, dropout=spec.dropout, implementation=spec.ops.implementation)
+            for _ in range(spec.num_decoder_layers)
+        ],
+        width,
+        spec.num_queries,
+        spec.inverse_sigmoid_eps,
+    )
+    proposals = Proposals(width, spec.num_queries, spec.proposals.base_size, spec.proposals.border)
+    for part in (encoder, decoder, proposals):
+        initialize_transformer(part)
+    if dual.enabled and not dual.share_class_head:
+        encoder.category_head = _class_head(width, num_classes, spec.class_prior)
+    denoising = None
+    if spec.denoising.enabled:
+        denoising = DenoisingQueries(
+            num_classes,
+            width,
+            spec.denoising.num_queries,
+            spec.denoising.label_noise,
+            spec.denoising.box_noise,
+            spec.inverse_sigmoid_eps,
+        )
+    heads = spec.num_decoder_layers + 1
+    return FocusDETR(
+        backbone=backbone,
+        neck=neck,
+        position=TokenPositions(
+            width, spec.num_feature_levels, spec.position.temperature, spec.position.offset
+        ),
+        token_selector=token_selector,
+        encoder=encoder,
+        proposals=proposals,
+        decoder=decoder,
+        class_heads=[_class_head(width, num_classes, spec.class_prior) for _ in range(heads)],
+        box_heads=[_box_head(width) for _ in range(heads)],
+        denoising=denoising,
+        mask_padding_in_evaluation=spec.mask_padding_in_evaluation,
+    )
+
+
+def build_backbone(spec: BackboneSpec, *, load: bool = True) -> Backbone:
+    """The backbone that a spec describes, with its weights unless `load` is False.
+
+    Raises:
+        SpecError: when it cannot be built.
+        WeightsError: when its weights do not fit.
+    """
+    if spec.kind == "residual":
+        return ResidualFeatures(spec.widths)
+    if spec.kind == "resnet":
+        resnet = ResNetFeatures(spec.depth, spec.frozen_stages)
+        if load and spec.weights is not None:
+            load_backbone_weights(resnet, read_weights(spec.weights), "model.backbone.weights")
+        return resnet
+    features = TimmFeatures(spec.name, spec.out_indices)
+    if load and spec.weights is not None:
+        load_backbone_weights(features.network, read_weights(spec.weights), "model.backbone.weights")
+    features.freeze(spec.frozen_stages, spec.freeze_norm)
+    return features
+
+
+def _class_head(width: int, num_classes: int, prior: float) -> nn.Linear:
+    head = nn.Linear(width, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    return head
+
+
+def _box_head(width: int) -> Perceptron:
+    head = Perceptron((width, width, width, 4))
+    for parameter in head.layers[-1].parameters():
+        nn.init.zeros_(parameter)
+    return head
+
+
+def _queries(layer: LayerOutput, which: slice) -> LayerOutput:
+    return {"pred_logits": layer["pred_logits"][:, which], "pred_boxes": layer["pred_boxes"][:, which]}

@@ -1,0 +1,56 @@
+"""Multi-scale deformable attention: one public function, several implementations of the same numbers."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor
+
+from focus_lab.ops.reference import reference_deformable_attention
+
+__all__ = ["Implementation", "LevelShapes", "deformable_attention"]
+
+Implementation: TypeAlias = Literal["reference"]
+"""How the operation is carried out; chosen by the caller, never swapped silently."""
+
+LevelShapes: TypeAlias = tuple[tuple[int, int], ...]
+"""(height, width) of each feature level, fine to coarse; host integers, never a device tensor."""
+
+
+def deformable_attention(
+    value: Tensor,
+    spatial_shapes: LevelShapes,
+    locations: Tensor,
+    weights: Tensor,
+    implementation: Implementation = "reference",
+) -> Tensor:
+    """Weighted sum of bilinear samples of a feature pyramid (Deformable DETR, Eq. 3, without projections).
+
+    out[b, q, h] = sum over levels l and points p of weights[b, q, h, l, p] x the value of head h of level l,
+    interpolated at pixel (x * W_l - 0.5, y * H_l - 0.5); what lies outside a level counts as zero.
+
+    Args:
+        value: [B, S, H, D], S = tokens of all levels, levels in order, row-major.
+        spatial_shapes: (height, width) of each of the L levels.
+        locations: [B, Q, H, L, P, 2], (x, y) where 0 and 1 are the outer edges of a level; at least float32.
+        weights: [B, Q, H, L, P]; they need not sum to 1.
+        implementation: how to compute it.
+
+    Returns:
+        [B, Q, H * D] in the dtype of `value`; the head is the outer factor of the last axis.
+
+    Raises:
+        ValueError: when the shapes contradict each other or the implementation is unknown.
+    """
+    tokens = sum(height * width for height, width in spatial_shapes)
+    if value.shape[1] != tokens or locations.shape[3] != len(spatial_shapes):
+        raise ValueError(
+            f"deformable_attention: value and locations must cover the levels {spatial_shapes}, got value "
+            f"{tuple(value.shape)} and locations {tuple(locations.shape)}; {tokens} tokens are needed"
+        )
+    if implementation == "reference":
+        return reference_deformable_attention(value, spatial_shapes, locations, weights)
+    raise ValueError(
+        f"deformable_attention: no such implementation, got {implementation!r}; "
+        f"one of {', '.join(get_args(Implementation))}"
+    )

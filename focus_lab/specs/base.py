@@ -1,0 +1,39 @@
+"""The base of all spec models: immutable, strict about keys, documented field by field."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Spec(BaseModel):
+    """A validated, immutable part of a request. Unknown keys are errors, so that a typo is reported."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+    )
+
+
+Ratio = Annotated[float, Field(gt=0, le=1)]
+"""A share in (0, 1]."""
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+"""A probability in [0, 1]."""
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def fingerprint(content: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of `content`: sorted keys, no blanks, shortest decimals."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""Composition of YAML documents: one rule, and the line that every value came from.
+
+`extends:` names files relative to the file that says it; later wins; mappings merge, lists and scalars
+are replaced whole; a mapping whose `kind` changes is replaced whole. YAML is data: no class paths, no
+interpolation, no expressions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from focus_lab.errors import SpecError
+
+EXTENDS = "extends"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A composed mapping, not yet validated, that remembers where its values were written."""
+
+    content: dict[str, Any]
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Path -> "file:line" (or "--set")."""
+
+    def locate(self, path: tuple[str, ...]) -> str | None:
+        """Where the value at `path`, or its closest written ancestor, comes from."""
+        for length in range(len(path), 0, -1):
+            if origin := self.origins.get(path[:length]):
+                return origin
+        return None
+
+
+def merge(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """The composition rule on two mappings; neither is changed."""
+    if "kind" in later and later["kind"] != earlier.get("kind", later["kind"]):
+        return later
+    merged = dict(earlier)
+    for key, value in later.items():
+        old = merged.get(key)
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def override(content: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """Set the dotted `path` to `value` by the composition rule: what `--set` and cells do.
+
+    Raises:
+        SpecError: the path goes through something that is not a mapping.
+    """
+    keys = path.split(".")
+    later: Any = value
+    for key in reversed(keys):
+        later = {key: later}
+    inner: Any = content
+    for depth, key in enumerate(keys[:-1]):
+        inner = inner.get(key, {})
+        if not isinstance(inner, dict):
+            where = ".".join(keys[: depth + 1])
+            raise SpecError(f"{path}: {where} is not a mapping, got {inner!r}; override it whole")
+    return merge(content, later)
+
+
+def read(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
+    """Read a YAML file and everything that it extends.
+
+    Raises:
+        SpecError: a file is missing, is not YAML, is not a mapping or extends itself.
+    """
+    if path in _seen:
+        chain = " -> ".join(str(file) for file in (*_seen, path))
+        raise SpecError(f"{path}: extends itself, got {chain}; remove one `extends`")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        by = f" (extended by {_seen[-1]})" if _seen else ""
+        raise SpecError(
+            f"{path}: no such file{by}; give the path of a spec, for example "
+            "experiments/keep_ratio.yaml"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: cannot be read, got {error}; give a UTF-8 YAML file") from None
+    document = parse(text, str(path))
+    parents = document.content.pop(EXTENDS, [])
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise SpecError(
+            f"{document.locate((EXTENDS,))}: extends: must be a path or a list of paths, got {parents!r}"
+        )
+    composed = Document({})
+    for parent in parents:
+        composed = _compose(composed, read(path.parent / parent, (*_seen, path)))
+    return _compose(composed, document)
+
+
+def parse(text: str, name: str) -> Document:
+    """One YAML (or JSON) text as a document; `name` stands before the line numbers."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return Document({})
+        if not isinstance(node, yaml.MappingNode):
+            raise SpecError(
+                f"{name}:1: a spec is a mapping, got a {node.id}; see experiments/README.md"
+            )
+        origins: dict[tuple[str, ...], str] = {}
+        content = _construct(loader, node, name, (), origins)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise SpecError(
+            f"{name}:{line}: is not valid YAML, got {error.problem}; mend the line"
+        ) from None
+    finally:
+        loader.dispose()
+    return Document(content, origins)
+
+
+def _construct(
+    loader: yaml.SafeLoader,
+    node: yaml.Node,
+    name: str,
+    path: tuple[str, ...],
+    origins: dict[tuple[str, ...], str],
+) -> Any:
+    if path:
+        origins[path] = f"{name}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(loader.construct_object(key_node))
+            line = key_node.start_mark.line + 1
+            if key in mapping:
+                raise SpecError(
+                    f"{name}:{line}: {'.'.join((*path, key))}: stands twice in one mapping; keep one"
+                )
+            mapping[key] = _construct(loader, value_node, name, (*path, key), origins)
+            origins[(*path, key)] = f"{name}:{line}"
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(loader, item, name, (*path, str(index)), origins)
+            for index, item in enumerate(node.value)
+        ]
+    return loader.construct_object(node, deep=True)
+
+
+def _compose(earlier: Document, later: Document) -> Document:
+    return Document(merge(earlier.content, later.content), earlier.origins | later.origins)
+
+
+def with_overrides(document: Document, settings: list[str]) -> Document:
+    """Apply `path=value` settings of the command line; values are YAML.
+
+    Raises:
+        SpecError: a setting has no `=`, its value is not YAML or its path leads nowhere.
+    """
+    content, origins = document.content, dict(document.origins)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise SpecError(
+                f"--set: must be path=value, got {setting!r}; for example training.epochs=3"
+            )
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise SpecError(
+                f"--set {path}: the value is not YAML, got {text!r}; quote it"
+            ) from None
+        content = override(content, path, value)
+        origins[tuple(path.split("."))] = f"--set {setting}"
+    return Document(content, origins)

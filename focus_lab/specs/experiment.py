@@ -1,0 +1,122 @@
+"""What a user submits: a base, a sweep over it, and the objectives that the report ranks by."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from focus_lab.specs.base import NonNegativeInt, PositiveInt, Spec, fingerprint
+from focus_lab.specs.data import DataSpec
+from focus_lab.specs.model import ModelSpec
+from focus_lab.specs.training import ComputeSpec, TrainingSpec
+
+
+class TrialSpec(Spec):
+    """All that one trial needs: one cell with one seed."""
+
+    model: ModelSpec = ModelSpec()
+    """The detector."""
+    data: DataSpec
+    """The images."""
+    training: TrainingSpec = TrainingSpec()
+    """The recipe."""
+    compute: ComputeSpec = ComputeSpec()
+    """The machine."""
+    seed: NonNegativeInt = 0
+    """Seed of weights, order, augmentation and noise."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a number: compute is left out."""
+        return fingerprint(self.model_dump(mode="json", exclude={"compute"}))
+
+
+class GridSearch(Spec):
+    """Every combination of the axes."""
+
+    kind: Literal["grid"]
+
+
+class RandomSearch(Spec):
+    """Some combinations of the axes, drawn without replacement."""
+
+    kind: Literal["random"]
+    samples: PositiveInt
+    """How many; at most the size of the space."""
+    seed: NonNegativeInt = 0
+    """Seed of the draw."""
+
+
+Search = Annotated[GridSearch | RandomSearch, Field(discriminator="kind")]
+
+
+class NoEarlyStopping(Spec):
+    """Every trial runs to its end: needed to confirm anything."""
+
+    kind: Literal["none"]
+
+
+class SweepSpec(Spec):
+    """The design: which cells are compared, each with which seeds."""
+
+    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    """Dotted path -> values; every combination is a cell."""
+    cells: dict[str, dict[str, Any]] = {}
+    """Named deviations from the base: name -> {dotted path: value}. With any of them, the base itself
+    is a cell too, named `baseline`."""
+    baseline: str | None = None
+    """Name of the cell that others are compared with; null takes the cell that equals the base."""
+    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    """Every cell is trained once a seed; one seed decides nothing."""
+    search: Search = GridSearch(kind="grid")
+    """Which combinations of the axes are run."""
+    early_stopping: NoEarlyStopping = NoEarlyStopping(kind="none")
+    """Whether weak trials stop early."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _seeds_differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"each seed may stand once, got {list(seeds)}; equal seeds repeat a trial"
+            )
+        return seeds
+
+
+class ExperimentSpec(Spec):
+    """A validated request: the same for the command line and the service."""
+
+    name: str
+    """Name of the experiment: lower-case letters, digits, hyphens; also its folder under runs/."""
+    description: str = ""
+    """What is asked, in a sentence."""
+    model: ModelSpec = ModelSpec()
+    """The detector of the base."""
+    data: DataSpec
+    """The images of the base."""
+    training: TrainingSpec = TrainingSpec()
+    """The recipe of the base."""
+    compute: ComputeSpec = ComputeSpec()
+    """The machine."""
+    sweep: SweepSpec = SweepSpec()
+    """The design."""
+    objectives: dict[str, Literal["max", "min"]] = {"coco/AP": "max", "cost/gflops": "min"}
+    """Metric -> direction; the report's Pareto front is over these."""
+
+    @property
+    def base(self) -> TrialSpec:
+        """What every cell starts from, with seed 0."""
+        return TrialSpec(
+            model=self.model, data=self.data, training=self.training, compute=self.compute
+        )
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_slug(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", name):
+            raise ValueError(
+                f"must be 1 to 63 of a-z, 0-9 and hyphen, got {name!r}; for example keep-ratio"
+            )
+        return name

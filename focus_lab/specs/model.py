@@ -1,0 +1,306 @@
+"""The model's spec: every number that the paper or its code fixes is a field, released value as default.
+
+Sections and equations are those of "Less is More: Focus Attention for Efficient DETR" (ICCV 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from focus_lab.specs.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Ratio,
+    Spec,
+)
+
+
+class ResNetBackbone(Spec):
+    """torchvision's ResNet with frozen batch norm; C3, C4 and C5 (strides 8, 16, 32) feed the neck."""
+
+    kind: Literal["resnet"]
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    """Number of layers."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 1
+    """How many stages stay as they are, counted from the stem: 1 freezes the stem, 0 nothing."""
+    weights: str | None = None
+    """Path of a state dict (torchvision's names, .pth or .safetensors); null starts at random."""
+
+
+class TimmBackbone(Spec):
+    """Any `timm` feature extractor by name; nothing is downloaded."""
+
+    kind: Literal["timm"]
+    name: str
+    """timm's model name, for example `efficientnet_lite0` or `swin_tiny_patch4_window7_224`."""
+    out_indices: tuple[NonNegativeInt, ...] = (2, 3, 4)
+    """Which of timm's feature stages feed the neck, fine to coarse."""
+    frozen_stages: Annotated[int, Field(ge=0)] = 0
+    """How many of timm's leading feature stages stay as they are, the stem first; 0 nothing."""
+    freeze_norm: bool = True
+    """Whether batch norm keeps the statistics of the weights (usual with small batches)."""
+    weights: str | None = None
+    """Path of a state dict, or `package:MODULE` for weights that an installed package ships."""
+
+
+class ResidualBackbone(Spec):
+    """A small residual network with batch norm for demos and tests: one stage a stride, from 2 to 32."""
+
+    kind: Literal["residual"]
+    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=5)] = (
+        24,
+        32,
+        64,
+        96,
+        128,
+    )
+    """Channels at strides 2, 4, 8, 16 and 32; the last three feed the neck."""
+
+
+Backbone = Annotated[ResNetBackbone | TimmBackbone | ResidualBackbone, Field(discriminator="kind")]
+
+
+class Position(Spec):
+    """Sine position embedding of the feature levels. The released 12-epoch and Swin models use
+    (10000, -0.5), the 24- and 36-epoch R50 models (20, 0): a converter must set it per checkpoint.
+    """
+
+    temperature: PositiveFloat = 10000.0
+    """Base of the geometric series of wavelengths."""
+    offset: float = -0.5
+    """Added to the 1-based row and column numbers before they are normalised."""
+
+
+class FocusScoring(Spec):
+    """The released scorer: a foreground logit a token, coarse levels modulating finer ones (Sec. 3.2)."""
+
+    kind: Literal["focus"]
+
+
+class DenseScoring(Spec):
+    """No scorer: every layer refines every token (DINO); needs keep_ratio 1 and a cascade of ones."""
+
+    kind: Literal["dense"]
+
+
+Scoring = Annotated[FocusScoring | DenseScoring, Field(discriminator="kind")]
+
+
+class ScoreModulation(Spec):
+    """Top-down score modulation (Eq. 2): the coarser level's scores scale the finer level's tokens."""
+
+    enabled: bool = True
+    """Off: every level is scored on its own and the scales are removed."""
+    init_range: PositiveFloat = 0.3
+    """The learnt scales (alpha) start uniform in ±init_range."""
+
+
+class TokenSelection(Spec):
+    """Foreground token selector (Sec. 3.2): which tokens the encoder refines, layer by layer."""
+
+    scoring: Scoring = FocusScoring(kind="focus")
+    """How tokens are scored."""
+    keep_ratio: Ratio = 0.5
+    """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the mean
+    over layers: 0.5 x mean(cascade)."""
+    cascade: tuple[Ratio, ...] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+    """Share of the kept tokens by encoder layer; one value a layer, never rising."""
+    score_modulation: ScoreModulation = ScoreModulation()
+    """Top-down modulation between levels."""
+
+    @property
+    def mean_keep_ratio(self) -> float:
+        """Mean share of tokens refined by a layer: the number that the paper prints."""
+        return self.keep_ratio * sum(self.cascade) / len(self.cascade)
+
+
+class DualAttention(Spec):
+    """Dual attention (Sec. 3.3): fine-grained tokens attend to each other before deformable attention."""
+
+    enabled: bool = True
+    """Off: encoder layers are plain deformable attention and the parameters are removed."""
+    num_tokens: PositiveInt = 300
+    """How many tokens of a layer take part; clamped to the tokens that the layer has."""
+    share_class_head: bool = True
+    """Whether the category score comes from the two-stage class head (released), or from an own
+    head for all layers."""
+    score_product: Literal["logits", "probabilities"] = "logits"
+    """Category x foreground score: raw logits (released; two negatives win) or probabilities."""
+
+
+class ForegroundTargets(Spec):
+    """Which tokens count as foreground while the scorer learns."""
+
+    size_ranges: tuple[tuple[float, float], ...] | None = None
+    """(low, high] limits in pixels of the farthest side distance, one pair a level; null doubles from
+    64 at the finest level and leaves the coarsest open, which is the released
+    [-1,64],[64,128],[128,256],[256,999999] for four levels."""
+    center_radius: PositiveFloat | None = None
+    """Centre sampling radius in strides; null switches it off (computed but unused in the release)."""
+
+
+class Proposals(Spec):
+    """Two-stage proposals, one a token; the scorer masks tokens by the same rule."""
+
+    base_size: PositiveFloat = 0.05
+    """Width and height of a finest-level proposal, as a share of the image; doubles each level."""
+    border: Annotated[float, Field(ge=0, lt=0.5)] = 0.01
+    """Tokens whose proposal is not strictly inside (border, 1 - border) are blanked."""
+
+
+class Denoising(Spec):
+    """Contrastive denoising queries (DINO), training only."""
+
+    enabled: bool = True
+    """Off: the label embedding is removed."""
+    num_queries: PositiveInt = 100
+    """Target number of positive queries a batch; groups = max(1, num_queries // max boxes)."""
+    label_noise: Probability = 0.5
+    """Labels flip with half of this probability."""
+    box_noise: NonNegativeFloat = 1.0
+    """Corner noise in half box sizes."""
+
+
+class Matcher(Spec):
+    """Hungarian matching costs."""
+
+    class_cost: NonNegativeFloat = 2.0
+    """Weight of the focal class cost."""
+    bbox_cost: NonNegativeFloat = 5.0
+    """Weight of the L1 box cost."""
+    giou_cost: NonNegativeFloat = 2.0
+    """Weight of the generalised IoU cost."""
+
+
+class Loss(Spec):
+    """Weights and shapes of the losses."""
+
+    class_weight: NonNegativeFloat = 1.0
+    """Weight of the focal classification loss, in every output."""
+    bbox_weight: NonNegativeFloat = 5.0
+    """Weight of the L1 box loss, in every output."""
+    giou_weight: NonNegativeFloat = 2.0
+    """Weight of the generalised IoU loss, in every output."""
+    foreground_weight: NonNegativeFloat = 1.5
+    """Weight of the foreground loss of the scorer."""
+    focal_alpha: Probability = 0.25
+    """Weight of positives in the focal losses, in the matching cost as well."""
+    focal_gamma: NonNegativeFloat = 2.0
+    """Focusing exponent of the focal losses, in the matching cost as well."""
+
+
+class Ops(Spec):
+    """How the heavy operation is carried out; the numbers are the same."""
+
+    implementation: Literal["reference"] = "reference"
+    """`reference` is plain PyTorch and defines the operation."""
+
+
+class ModelSpec(Spec):
+    """Focus-DETR, from a tiny demo to R50 and Swin: the same code with other numbers."""
+
+    backbone: Backbone = ResNetBackbone(kind="resnet")
+    """Feature extractor."""
+    num_feature_levels: Annotated[int, Field(ge=1, le=8)] = 4
+    """Feature levels of the encoder: those of the backbone, then stride-2 convolutions on top."""
+    hidden_dim: PositiveInt = 256
+    """Width of tokens and queries."""
+    num_heads: PositiveInt = 8
+    """Attention heads."""
+    num_points: PositiveInt = 4
+    """Sampling points a head and level in deformable attention."""
+    dim_feedforward: PositiveInt = 2048
+    """Width of the feed-forward networks."""
+    num_encoder_layers: PositiveInt = 6
+    """Encoder layers."""
+    num_decoder_layers: PositiveInt = 6
+    """Decoder layers."""
+    num_queries: PositiveInt = 900
+    """Object queries of the decoder; clamped to the tokens that the image has."""
+    num_detections: PositiveInt = 300
+    """Detections an image that post-processing returns."""
+    norm_groups: PositiveInt = 32
+    """Groups of the neck's group norm."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout in attention and feed-forward networks."""
+    class_prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Class heads start at this probability."""
+    inverse_sigmoid_eps: Annotated[float, Field(gt=0, lt=0.5)] = 1e-3
+    """Clamp of the inverse sigmoid, everywhere."""
+    value_source: Literal["neck_features", "updated_tokens"] = "neck_features"
+    """What the encoder's deformable attention samples: the un-encoded neck features in every layer
+    (released), or the tokens as refined so far (Algorithm 1, line 10)."""
+    mask_padding_in_evaluation: bool = True
+    """Whether padded pixels are masked in evaluation. Released code passes no masks and evaluates one
+    image at a time, where both are the same; false reproduces it for padded batches too."""
+    position: Position = Position()
+    """Position embedding of the feature levels."""
+    token_selection: TokenSelection = TokenSelection()
+    """Foreground token selector."""
+    dual_attention: DualAttention = DualAttention()
+    """Dual attention of the encoder."""
+    foreground_targets: ForegroundTargets = ForegroundTargets()
+    """Labels of the scorer."""
+    proposals: Proposals = Proposals()
+    """Two-stage proposals."""
+    denoising: Denoising = Denoising()
+    """Denoising queries."""
+    matcher: Matcher = Matcher()
+    """Assignment of queries to boxes."""
+    loss: Loss = Loss()
+    """Losses."""
+    ops: Ops = Ops()
+    """Implementation of the heavy operation."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelSpec:
+        problems = []
+        cascade = self.token_selection.cascade
+        if len(cascade) != self.num_encoder_layers:
+            problems.append(
+                f"token_selection.cascade: needs one value an encoder layer, got {len(cascade)} values; "
+                f"num_encoder_layers is {self.num_encoder_layers}"
+            )
+        if any(later > earlier for earlier, later in zip(cascade, cascade[1:], strict=False)):
+            problems.append(
+                f"token_selection.cascade: must not rise from layer to layer, got {list(cascade)}; "
+                "each layer takes a part of the tokens of the layer before"
+            )
+        if self.hidden_dim % self.num_heads:
+            problems.append(
+                f"hidden_dim: must be a multiple of num_heads, got {self.hidden_dim}; "
+                f"num_heads is {self.num_heads}"
+            )
+        if self.hidden_dim % 4:
+            problems.append(
+                f"hidden_dim: must be a multiple of 4, got {self.hidden_dim}; sine embeddings need it"
+            )
+        if self.hidden_dim % self.norm_groups:
+            problems.append(
+                f"norm_groups: must divide hidden_dim, got {self.norm_groups}; hidden_dim is {self.hidden_dim}"
+            )
+        ranges = self.foreground_targets.size_ranges
+        if ranges is not None and len(ranges) != self.num_feature_levels:
+            problems.append(
+                f"foreground_targets.size_ranges: needs one pair a feature level, got {len(ranges)} pairs; "
+                f"num_feature_levels is {self.num_feature_levels}"
+            )
+        if isinstance(self.token_selection.scoring, DenseScoring):
+            if self.token_selection.keep_ratio != 1 or any(part != 1 for part in cascade):
+                problems.append(
+                    f"token_selection.scoring: `dense` refines all tokens, got keep_ratio "
+                    f"{self.token_selection.keep_ratio} and cascade {list(cascade)}; set them to 1"
+                )
+            if self.dual_attention.enabled:
+                problems.append(
+                    "dual_attention.enabled: `dense` scoring has no foreground score to choose tokens by, "
+                    "got true; set it to false"
+                )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self

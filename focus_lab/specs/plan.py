@@ -1,0 +1,195 @@
+"""From an experiment to its trials: pure and ordered. cells x seeds, each with a fingerprint."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from focus_lab.errors import SpecError
+from focus_lab.specs.compose import override
+from focus_lab.specs.experiment import ExperimentSpec, RandomSearch, TrialSpec
+from focus_lab.specs.explain import Locate, validate_as
+
+BASELINE = "baseline"
+_TRIAL_PARTS = ("model", "data", "training", "compute")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the design: the base with one combination of overrides."""
+
+    name: str
+    overrides: dict[str, Any]
+    spec: TrialSpec
+    """The effective spec, with seed 0."""
+    is_baseline: bool
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One cell with one seed."""
+
+    cell: str
+    overrides: dict[str, Any]
+    spec: TrialSpec
+
+    @property
+    def seed(self) -> int:
+        """The seed of the trial."""
+        return self.spec.seed
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the trial: hash of all that can change its numbers."""
+        return self.spec.fingerprint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an experiment would run."""
+
+    cells: tuple[Cell, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        """See that cells exist.
+
+        Raises:
+            SpecError: some do not.
+        """
+        known = [cell.name for cell in self.cells]
+        problems = [
+            f"--only: no such cell, got {name!r}; cells are {', '.join(known)}"
+            for name in names
+            if name not in known
+        ]
+        if problems:
+            raise SpecError(*problems)
+
+    def keep(self, names: tuple[str, ...]) -> Plan:
+        """The plan of some cells; of all when `names` is empty.
+
+        Raises:
+            SpecError: a cell does not exist.
+        """
+        if not names:
+            return self
+        self.check_names(names)
+        cells = tuple(cell for cell in self.cells if cell.name in names)
+        return Plan(cells, tuple(trial for trial in self.trials if trial.cell in names))
+
+
+def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
+    """Expand the design of `spec` in the order in which it is written, seeds innermost last.
+
+    All cells run with their first seed before any runs with the second, so that an interrupted
+    experiment has compared something.
+
+    Args:
+        spec: the experiment.
+        locate: path -> "file:line" for error messages.
+
+    Raises:
+        SpecError: an override does not validate, two cells are equal, or a name is unknown.
+    """
+    base = spec.base.model_dump(mode="json", exclude={"seed"})
+    base_print = spec.base.fingerprint
+    problems: list[str] = []
+    cells: list[Cell] = []
+    names_by_print: dict[str, str] = {}
+    for name, overrides, origin in _points(spec):
+        where = locate(origin)
+        prefix = f"{where}: " if where else ""
+        try:
+            effective = _effective(base, overrides)
+        except SpecError as error:
+            problems += [f"{prefix}cell {name}: {problem}" for problem in error.problems]
+            continue
+        mark = effective.fingerprint
+        if names_by_print.get(mark) == BASELINE and origin == ("sweep", "axes"):
+            # A point of the grid that equals the base stands for the implied baseline.
+            cells = [cell for cell in cells if cell.name != BASELINE]
+        elif twin := names_by_print.get(mark):
+            problems.append(
+                f"{prefix}cell {name}: equals {twin}, got {overrides}; "
+                "change something that can change a number, or remove it"
+            )
+            continue
+        names_by_print[mark] = name
+        cells.append(Cell(name, overrides, effective, mark == base_print))
+    baseline = spec.sweep.baseline
+    if baseline is not None and baseline not in names_by_print.values() and not problems:
+        where = locate(("sweep", "baseline"))
+        prefix = f"{where}: " if where else ""
+        names = ", ".join(cell.name for cell in cells)
+        problems.append(
+            f"{prefix}sweep.baseline: no such cell, got {baseline!r}; cells are {names}"
+        )
+    if problems:
+        raise SpecError(*problems)
+    if baseline is not None:
+        cells = [replace(cell, is_baseline=cell.name == baseline) for cell in cells]
+    trials = tuple(
+        PlannedTrial(cell.name, cell.overrides, cell.spec.model_copy(update={"seed": seed}))
+        for seed in spec.sweep.seeds
+        for cell in cells
+    )
+    return Plan(tuple(cells), trials)
+
+
+def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+    """(name, overrides, path in the spec) of every cell."""
+    sweep = spec.sweep
+    if sweep.cells or not sweep.axes:
+        yield BASELINE, {}, ("sweep", "cells")
+    for name, overrides in sweep.cells.items():
+        yield name, overrides, ("sweep", "cells", name)
+    if sweep.axes:
+        labels = _axis_labels(list(sweep.axes))
+        combinations = list(itertools.product(*sweep.axes.values()))
+        if isinstance(sweep.search, RandomSearch):
+            count = min(sweep.search.samples, len(combinations))
+            combinations = random.Random(sweep.search.seed).sample(combinations, count)
+        for values in combinations:
+            overrides = dict(zip(sweep.axes, values, strict=True))
+            name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())
+            yield name, overrides, ("sweep", "axes")
+
+
+def _axis_labels(paths: list[str]) -> dict[str, str]:
+    """The shortest ends of the paths that tell them apart."""
+    for length in range(1, max(len(path.split(".")) for path in paths) + 1):
+        labels = {path: ".".join(path.split(".")[-length:]) for path in paths}
+        if len(set(labels.values())) == len(paths):
+            break
+    return labels
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", value))
+    if isinstance(value, list | tuple):
+        return "[" + " ".join(_label(item) for item in value) + "]"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _effective(base: dict[str, Any], overrides: dict[str, Any]) -> TrialSpec:
+    content = base
+    problems = []
+    # Kinds first: a changed kind replaces its mapping, other overrides then fill the new one.
+    for path in sorted(overrides, key=lambda path: (not path.endswith(".kind"), path.count("."))):
+        if path.split(".")[0] not in _TRIAL_PARTS:
+            problems.append(
+                f"{path}: cannot be overridden; allowed are paths below {', '.join(_TRIAL_PARTS)}"
+            )
+            continue
+        try:
+            content = override(content, path, overrides[path])
+        except SpecError as error:
+            problems += error.problems
+    if not problems:
+        return validate_as(TrialSpec, content, lambda path: None)
+    raise SpecError(*problems)

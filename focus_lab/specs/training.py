@@ -1,0 +1,128 @@
+"""How a trial trains and evaluates, and where: recipe and compute."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from focus_lab.specs.base import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Ratio,
+    Spec,
+)
+
+
+class Optimizer(Spec):
+    """AdamW with the recipe's parameter groups."""
+
+    lr: PositiveFloat = 1e-4
+    """Learning rate at the global batch size of this spec; it is never rescaled silently."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.999,
+    )
+    """Decay rates of the moment estimates."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Decoupled weight decay."""
+    norm_weight_decay: NonNegativeFloat = 0.0
+    """Weight decay of the scales and biases of norm layers."""
+    bias_weight_decay: NonNegativeFloat | None = None
+    """Weight decay of other vectors and scalars; null decays them as matrices (released)."""
+    backbone_lr_factor: NonNegativeFloat = 0.1
+    """The backbone learns at lr x this factor."""
+    clip_norm: PositiveFloat | None = 0.1
+    """Largest global L2 norm of the gradient; null does not clip."""
+
+
+class StepSchedule(Spec):
+    """Constant, dropping at milestones."""
+
+    kind: Literal["step"]
+    milestones: tuple[PositiveFloat, ...] = (11.0,)
+    """Epochs (fractions allowed) at which the rate drops."""
+    gamma: Ratio = 0.1
+    """Factor of each drop."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up."""
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the rate at the first step of the warm-up."""
+
+
+class CosineSchedule(Spec):
+    """Half a cosine from the full rate to its last share, over the whole training."""
+
+    kind: Literal["cosine"]
+    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of the rate at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up."""
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of the rate at the first step of the warm-up."""
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule, Field(discriminator="kind")]
+
+
+class ExponentialAverage(Spec):
+    """Exponential moving average of the weights, evaluated instead of them."""
+
+    enabled: bool = False
+    """Whether the average is kept."""
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.9997
+    """Share of the old average at each step."""
+    warmup_steps: NonNegativeInt = 2000
+    """The decay rises as decay x (1 - exp(-step / warmup_steps)); 0 uses it from the start."""
+
+
+class TrainingSpec(Spec):
+    """The recipe; released values as defaults (12 epochs)."""
+
+    epochs: PositiveInt = 12
+    """Passes over the training images."""
+    batch_size: PositiveInt = 16
+    """Images an optimizer step, over all workers: the number of workers does not change it."""
+    accumulation: PositiveInt = 1
+    """Micro-batches a step: the same effective batch with less memory."""
+    optimizer: Optimizer = Optimizer()
+    """Optimizer."""
+    schedule: Schedule = StepSchedule(kind="step")
+    """Learning rate over time."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast type of forward and loss; fp16 scales the loss."""
+    ema: ExponentialAverage = ExponentialAverage()
+    """Averaged weights."""
+    evaluate_every: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always evaluated."""
+    evaluation_batch_size: PositiveInt = 1
+    """Images an evaluation batch."""
+    log_every: PositiveInt = 50
+    """Steps between progress reports."""
+
+
+class ComputeSpec(Spec):
+    """Where and how fast; changes no number, and no fingerprint."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    workers: Literal[1] = 1
+    """Training processes a trial."""
+    gpus_per_worker: NonNegativeFloat = 0.0
+    """GPUs a worker; fractions let small trials share one."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPU cores a worker; decides how many trials run side by side."""
+    threads: PositiveInt = 1
+    """torch threads a worker. Two one-thread trials beat one two-thread trial when models are small."""
+    loader_workers: NonNegativeInt = 0
+    """Processes that load images for a worker; 0 loads in the worker itself."""
+    checkpoint_every: PositiveInt = 1
+    """Epochs between checkpoints; the last epoch always has one."""
+    checkpoint_every_steps: PositiveInt | None = None
+    """Optimizer steps between checkpoints within an epoch; null writes none there."""
+    max_failures: NonNegativeInt = 2
+    """How often a trial that lost its process is started again within one sweep."""

@@ -1,0 +1,1 @@
+"""One worker's life: optimisation, loop, evaluation, checkpoints. Knows torch, not Ray."""

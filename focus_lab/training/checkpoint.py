@@ -1,0 +1,114 @@
+"""Atomic checkpoints: a file is either whole or not there; the newest whole one is found again."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focus_lab.errors import OutputError, WeightsError
+from focus_lab.training.reporter import Metrics
+
+_NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+@dataclass
+class Checkpoint:
+    """All that a trial needs to go on as if nothing had happened."""
+
+    spec: dict[str, Any]
+    """The trial's spec as JSON data; rebuilds the model."""
+    class_names: list[str]
+    epoch: int
+    """Epochs that are done."""
+    batch: int
+    """Micro-batches done in the epoch after those."""
+    step: int
+    """Optimizer steps done."""
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    rng: dict[str, torch.Tensor]
+    averages: dict[str, float]
+    """Sums of the running epoch's metrics."""
+    history: list[tuple[int, Metrics]] = field(default_factory=list)
+    """(epoch, metrics) of every epoch done."""
+    ema: dict[str, torch.Tensor] | None = None
+    scaler: dict[str, Any] | None = None
+
+
+def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
+    """Write the checkpoint under its step, then drop all but the newest `keep`.
+
+    Raises:
+        OutputError: the folder cannot be written or the disk is full.
+    """
+    path = folder / f"step_{checkpoint.step:09d}.pt"
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            torch.save(vars(checkpoint), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(
+            f"{path}: the checkpoint cannot be written, got {error}; free space or choose --out DIR"
+        ) from error
+    for old in _files(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is executed.
+
+    Raises:
+        WeightsError: the file is missing or is not a checkpoint of focus_lab.
+    """
+    try:
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise WeightsError(
+            f"{path}: no such checkpoint; trials keep theirs under checkpoints/"
+        ) from None
+    except (
+        TypeError,
+        EOFError,
+        OSError,
+        RuntimeError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(
+            f"{path}: is not a whole checkpoint of focus_lab, got {reason}; give one written by a trial"
+        ) from error
+
+
+def latest(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint; broken ones are passed over."""
+    for path in _files(folder):
+        try:
+            return load(path)
+        except WeightsError:
+            continue
+    return None
+
+
+def latest_path(folder: Path) -> Path | None:
+    """Path of the newest checkpoint file."""
+    return next(iter(_files(folder)), None)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), reverse=True)

@@ -1,0 +1,195 @@
+"""Evaluation: detections on the validation images, pycocotools' AP, and what the selector kept."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from focus_lab.data.dataset import DetectionDataset
+from focus_lab.data.loader import Batch
+from focus_lab.model.focus_detr import FocusDETR
+from focus_lab.model.foreground_targets import default_size_ranges, foreground_labels
+from focus_lab.model.output import ModelOutput
+from focus_lab.model.postprocess import Detections, postprocess
+from focus_lab.specs.model import ModelSpec
+from focus_lab.training.reporter import Metrics
+
+# Order of COCOeval.stats.
+_STATS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
+
+
+def evaluate(
+    model: FocusDETR,
+    spec: ModelSpec,
+    loader: Iterable[Batch],
+    dataset: DetectionDataset,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+) -> Metrics:
+    """AP by pycocotools and token statistics over a data set.
+
+    Args:
+        model: the detector; left in evaluation mode.
+        spec: its spec.
+        loader: batches of the data set.
+        dataset: ground truth, category ids and class names.
+        device: where the model is.
+        autocast: type of the forward pass; None for full precision.
+
+    Returns:
+        `coco/*` in [0, 1] (-1 where the data set has no such box, as pycocotools) and `tokens/*`.
+    """
+    model.eval()
+    rows: list[dict[str, object]] = []
+    tokens = TokenStatistics(spec)
+    with torch.inference_mode():
+        for host_batch in loader:
+            batch = host_batch.to(device)
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                output = model(batch.images, batch.sizes)
+            found = detect(output, batch, spec.num_detections)
+            for image_id, detections in zip(batch.image_ids, found, strict=True):
+                rows += _coco_rows(image_id, detections, dataset.category_ids)
+            tokens.update(output, batch)
+    return coco_metrics(dataset, rows) | tokens.metrics()
+
+
+def detect(output: ModelOutput, batch: Batch, num_detections: int) -> list[Detections]:
+    """Detections of a batch in the pixels of the original images."""
+    return postprocess(
+        output["pred_logits"],
+        output["pred_boxes"],
+        batch.sizes,
+        batch.original_sizes,
+        num_detections,
+    )
+
+
+def coco_metrics(dataset: DetectionDataset, rows: list[dict[str, object]]) -> Metrics:
+    """Pycocotools' summary of detections in COCO's result format.
+
+    Returns:
+        `coco/AP` … `coco/ARL`, and `coco/AP_class/<name>` for every class with a box.
+    """
+    with _quiet():
+        truth = COCO()
+        truth.dataset = dataset.coco_ground_truth()
+        truth.createIndex()
+    if not rows:
+        # loadRes refuses an empty list; no detection at all is an AP of zero.
+        names = {f"coco/{name}": 0.0 for name in _STATS}
+        return names | {"coco/AR": 0.0}
+    with _quiet():
+        run = COCOeval(truth, truth.loadRes(rows), "bbox")
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    metrics = {f"coco/{name}": float(value) for name, value in zip(_STATS, run.stats, strict=True)}
+    metrics["coco/AR"] = metrics["coco/AR100"]
+    # precision [T IoUs, R recalls, K classes, A areas, M max detections]; -1 = no box of the class.
+    precision = run.eval["precision"][:, :, :, 0, -1]
+    names_by_id = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
+    for index, category in enumerate(run.params.catIds):
+        values = precision[:, :, index]
+        if (values > -1).any():
+            metrics[f"coco/AP_class/{names_by_id[category]}"] = float(values[values > -1].mean())
+    return metrics
+
+
+def _coco_rows(
+    image_id: int, found: Detections, category_ids: tuple[int, ...]
+) -> list[dict[str, object]]:
+    boxes = found.boxes_xyxy.double().cpu().numpy()
+    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)  # [n, 4] x y w h
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, label, score in zip(
+            boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+class TokenStatistics:
+    """What the selector kept, summed over images.
+
+    Foreground recall is the share of tokens labelled foreground (the scorer's own targets) that the
+    first encoder layer keeps; with dense scoring it is 1.
+
+    Args:
+        spec: the model's spec: its layers and foreground targets.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._layers = spec.num_encoder_layers
+        targets = spec.foreground_targets
+        self._ranges = targets.size_ranges or default_size_ranges(spec.num_feature_levels)
+        self._radius = targets.center_radius
+        self.images = 0
+        self.valid = self.foreground = self.recalled = self.recalled_last = 0.0
+        self.kept = torch.zeros(self._layers, dtype=torch.float64)
+        self.kept_by_level = torch.zeros(spec.num_feature_levels, dtype=torch.float64)
+
+    def update(self, output: ModelOutput, batch: Batch) -> None:
+        """Count one batch."""
+        level_shapes = output["level_shapes"]
+        labels = foreground_labels(
+            batch.targets, batch.sizes, level_shapes, output["strides"], self._ranges, self._radius
+        )  # [B, N]
+        depth = kept_depth(output, self._layers)  # [B, N]
+        self.images += len(batch.image_ids)
+        self.foreground += float(labels.sum())
+        self.recalled += float((labels & (depth >= 1)).sum())
+        self.recalled_last += float((labels & (depth >= self._layers)).sum())
+        self.kept += torch.stack([(depth > layer).sum() for layer in range(self._layers)]).cpu()
+        levels = depth.split([height * width for height, width in level_shapes], dim=1)
+        self.kept_by_level += torch.stack([(level >= 1).sum() for level in levels]).cpu()
+        selected = output["token_selection"]
+        self.valid += float(sum(selected.valid_counts) if selected else depth.numel())
+
+    def metrics(self) -> Metrics:
+        """Means an image, as `tokens/*`."""
+        images = max(1, self.images)
+        metrics = {
+            "tokens/total": self.valid / images,
+            "tokens/kept": float(self.kept.mean()) / images,
+            "tokens/kept_share": float(self.kept.mean()) / max(1.0, self.valid),
+            "tokens/foreground_share": self.foreground / max(1.0, self.valid),
+            "tokens/foreground_recall": self.recalled / max(1.0, self.foreground),
+            "tokens/foreground_recall_last_layer": self.recalled_last / max(1.0, self.foreground),
+        }
+        for layer, count in enumerate(self.kept.tolist()):
+            metrics[f"tokens/kept_layer_{layer}"] = count / images
+        for level, count in enumerate(self.kept_by_level.tolist()):
+            metrics[f"tokens/kept_level_{level}"] = count / images
+        return metrics
+
+
+def kept_depth(output: ModelOutput, num_layers: int) -> torch.Tensor:
+    """How many encoder layers refine each token, counting only what is written back.
+
+    Returns:
+        int64 [B, N], 0 = background throughout, `num_layers` = refined by all.
+    """
+    batch, total = output["pred_logits"].shape[0], sum(h * w for h, w in output["level_shapes"])
+    device = output["pred_logits"].device
+    selected = output["token_selection"]
+    if selected is None:
+        return torch.full((batch, total), num_layers, device=device)
+    depth = torch.zeros((batch, total), dtype=torch.int64, device=device)
+    budgets = torch.tensor(selected.budgets, device=device)[:, None]  # [B, 1]
+    for indices in selected.indices:  # [B, k_i] by falling score
+        written = torch.arange(indices.shape[1], device=device)[None] < budgets  # [B, k_i]
+        depth.scatter_add_(1, indices, written.long())
+    return depth

@@ -1,0 +1,307 @@
+"""One worker's life: build, resume, train, evaluate, checkpoint, report. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from focus_lab.data.dataset import DetectionDataset, build_datasets
+from focus_lab.data.foreground import foreground_share
+from focus_lab.data.loader import build_eval_loader, build_train_loader
+from focus_lab.data.transforms import EvalTransform
+from focus_lab.errors import EffectiveSpecError, OutputError, WeightsError
+from focus_lab.model.criterion import build_criterion
+from focus_lab.model.focus_detr import FocusDETR, build_model
+from focus_lab.specs.data import DataSpec
+from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training.average import WeightAverage
+from focus_lab.training.checkpoint import Checkpoint
+from focus_lab.training.cost import (
+    PAPER_SHAPE,
+    count,
+    mean_cost,
+    peak_memory_mib,
+)
+from focus_lab.training.environment import (
+    choose_device,
+    describe,
+    restore_rng,
+    rng_state,
+    seed_everything,
+)
+from focus_lab.training.evaluation import evaluate
+from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
+from focus_lab.training.optimization import LearningRate, build_optimizer
+from focus_lab.training.reporter import Metrics, Reporter, checkpoint_folder
+from focus_lab.training.samples import write_samples
+
+MANIFEST = "manifest.json"
+SAMPLES = "samples"
+_COST_IMAGES = 32
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """How a trial ended."""
+
+    history: list[tuple[int, Metrics]]
+    """(epoch, metrics) of every epoch, from 1."""
+
+    @property
+    def metrics(self) -> Metrics:
+        """Metrics of the last epoch."""
+        return self.history[-1][1]
+
+
+def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
+    """Train one trial to its end, from its newest checkpoint when there is one.
+
+    A resumed trial computes the same numbers, bit for bit on a CPU, as one that was never interrupted.
+
+    Args:
+        spec: the trial.
+        reporter: told about every epoch that this call trains; epochs done before are in the result.
+        folder: the trial's folder; checkpoints, manifest and samples go there.
+
+    Raises:
+        UserError: data, weights or folder cannot be used.
+        NonFiniteLossError: the loss is not finite.
+        EffectiveSpecError: the built model does not do what the spec says.
+    """
+    torch.set_num_threads(spec.compute.threads)
+    device = choose_device(spec.compute)
+    _make(folder)
+    train_set, val_set = build_datasets(spec.data)
+    seed_everything(spec.seed)
+    model = build_model(spec.model, len(train_set.class_names)).to(device)
+    _check_effective(spec, model)
+    trial = _Trial(spec, model, train_set, val_set, device, reporter, checkpoint_folder(folder))
+    trial.restore(checkpoints.latest(checkpoint_folder(folder)))
+    if trial.progress.epoch == 0 and trial.progress.batch == 0:
+        manifest = _manifest(spec, model, train_set, val_set)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    costs = _costs(model, val_set, spec)
+    while trial.progress.epoch < spec.training.epochs:
+        metrics = trial.run_epoch() | costs
+        epoch = trial.progress.epoch
+        trial.history.append((epoch, metrics))
+        if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
+            trial.save()
+        reporter.report(epoch, metrics)
+    with trial.evaluated_weights():
+        write_samples(model, val_set, spec, device, folder / SAMPLES)
+    return TrialResult(trial.history)
+
+
+def load_model(saved: Checkpoint, device: torch.device) -> FocusDETR:
+    """The detector of a checkpoint in evaluation mode, with averaged weights if it has them.
+
+    Raises:
+        WeightsError: the weights do not fit the checkpoint's own spec.
+    """
+    spec = TrialSpec.model_validate(saved.spec)
+    model = build_model(spec.model, len(saved.class_names), load_backbone=False)
+    try:
+        model.load_state_dict(saved.ema or saved.model)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise WeightsError(
+            f"checkpoint: its weights do not fit its spec, got {first}; it was made by another version"
+        ) from error
+    return model.to(device).eval()
+
+
+class _Trial:
+    """The moving parts of one trial."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        model: FocusDETR,
+        train_set: DetectionDataset,
+        val_set: DetectionDataset,
+        device: torch.device,
+        reporter: Reporter,
+        folder: Path,
+    ) -> None:
+        training, workers = spec.training, spec.compute.loader_workers
+        self.spec, self.model, self.val_set, self.device = spec, model, val_set, device
+        self.reporter, self.folder = reporter, folder
+        self.progress = Progress()
+        self.history: list[tuple[int, Metrics]] = []
+        loader = build_train_loader(
+            train_set,
+            spec.data,
+            batch_size=training.batch_size // training.accumulation,
+            seed=spec.seed,
+            workers=workers,
+        )
+        self.eval_loader = build_eval_loader(
+            val_set, spec.data, batch_size=training.evaluation_batch_size, workers=workers
+        )
+        steps_per_epoch = len(loader) // training.accumulation
+        optimizer = build_optimizer(model, training.optimizer)
+        self.average = WeightAverage(model, training.ema) if training.ema.enabled else None
+        self.loop = TrainingLoop(
+            model,
+            build_criterion(spec.model, len(train_set.class_names)),
+            optimizer,
+            LearningRate(
+                optimizer, training.schedule, steps_per_epoch * training.epochs, steps_per_epoch
+            ),
+            loader,
+            training,
+            device,
+            self.average,
+            self._after_step,
+        )
+
+    def run_epoch(self) -> Metrics:
+        """Train an epoch, and evaluate when due."""
+        metrics = self.loop.run_epoch(self.progress)
+        training, epoch = self.spec.training, self.progress.epoch
+        if epoch % training.evaluate_every == 0 or epoch == training.epochs:
+            with self.evaluated_weights():
+                metrics |= evaluate(
+                    self.model,
+                    self.spec.model,
+                    self.eval_loader,
+                    self.val_set,
+                    self.device,
+                    AUTOCAST[training.precision],
+                )
+        metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
+        return metrics
+
+    def evaluated_weights(self) -> _Swapped:
+        """Within this context the model holds the weights that are evaluated: averaged, if any are."""
+        return _Swapped(self.model, self.average)
+
+    def _after_step(self) -> None:
+        progress, spec = self.progress, self.spec
+        if progress.step % spec.training.log_every == 0:
+            mean = progress.averages["loss/total"] / progress.batch
+            steps = self.loop.steps_per_epoch
+            done = progress.batch // spec.training.accumulation
+            self.reporter.progress(progress.epoch + 1, done, steps, mean)
+        every = spec.compute.checkpoint_every_steps
+        if every is not None and progress.step % every == 0:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of everything, as it stands."""
+        checkpoint = Checkpoint(
+            spec=self.spec.model_dump(mode="json"),
+            class_names=list(self.val_set.class_names),
+            epoch=self.progress.epoch,
+            batch=self.progress.batch,
+            step=self.progress.step,
+            model=self.model.state_dict(),
+            optimizer=self.loop.optimizer.state_dict(),
+            rng=rng_state(),
+            averages=self.progress.averages,
+            history=self.history,
+            ema=self.average.state if self.average else None,
+            scaler=self.loop.scaler.state_dict(),
+        )
+        checkpoints.save(checkpoint, self.folder)
+
+    def restore(self, saved: Checkpoint | None) -> None:
+        """Go back to a checkpoint, if there is one."""
+        if saved is None:
+            return
+        self.model.load_state_dict(saved.model)
+        self.loop.optimizer.load_state_dict(saved.optimizer)
+        if self.average and saved.ema:
+            self.average.state = {k: v.to(self.device) for k, v in saved.ema.items()}
+        if saved.scaler:
+            self.loop.scaler.load_state_dict(saved.scaler)
+        self.progress = Progress(saved.epoch, saved.batch, saved.step, saved.averages)
+        self.history = list(saved.history)
+        restore_rng(saved.rng)
+
+
+class _Swapped:
+    """Puts averaged weights into a model for a while."""
+
+    def __init__(self, model: FocusDETR, average: WeightAverage | None) -> None:
+        self._model, self._average = model, average
+
+    def __enter__(self) -> None:
+        if self._average:
+            self._kept = {k: v.clone() for k, v in self._model.state_dict().items()}
+            self._model.load_state_dict(self._average.state)
+
+    def __exit__(self, *_: object) -> None:
+        if self._average:
+            self._model.load_state_dict(self._kept)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written, got {error}; choose --out DIR") from error
+
+
+def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
+    """The swept parameter must have reached the model."""
+    wanted = spec.model.token_selection
+    got = model.effective_token_selection
+    if got != {"keep_ratio": wanted.keep_ratio, "cascade": wanted.cascade}:
+        raise EffectiveSpecError(
+            f"model.token_selection: the built model uses other ratios than its cell, got {got}; "
+            f"the cell says keep_ratio {wanted.keep_ratio}, cascade {list(wanted.cascade)}"
+        )
+
+
+def _costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
+    metrics = mean_cost(model, evaluation_shapes(val_set, spec.data)).metrics()
+    paper = count(model, PAPER_SHAPE)
+    metrics["cost/gflops_800x1333"] = 2 * paper.total_macs / 1e9
+    metrics["cost/gmacs_800x1333"] = paper.total_macs / 1e9
+    return metrics
+
+
+def evaluation_shapes(dataset: DetectionDataset, spec: DataSpec) -> list[tuple[int, int]]:
+    """(height, width) at which the model sees the first images of a data set: what cost is averaged
+    over."""
+    resize = EvalTransform(spec.evaluation).size
+    return [resize(*size) for size in dataset.sizes[:_COST_IMAGES]]
+
+
+def _manifest(
+    spec: TrialSpec, model: FocusDETR, train_set: DetectionDataset, val_set: DetectionDataset
+) -> dict[str, Any]:
+    """What it takes to do this trial again."""
+    return {
+        "spec": spec.model_dump(mode="json"),
+        "fingerprint": spec.fingerprint,
+        "seed": spec.seed,
+        "effective_token_selection": model.effective_token_selection,
+        "ops_implementation": spec.model.ops.implementation,
+        "data": {
+            split: {
+                "digest": dataset.digest,
+                "images": len(dataset),
+                "classes": list(dataset.class_names),
+                "repairs": dataset.repairs,
+            }
+            for split, dataset in (("train", train_set), ("val", val_set))
+        },
+        "foreground_share": foreground_share(
+            val_set, model.neck.strides, EvalTransform(spec.data.evaluation).size
+        ),
+        "environment": describe(),
+    }

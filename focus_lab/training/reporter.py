@@ -1,0 +1,46 @@
+"""How a worker talks to whoever started it: a small protocol, and an implementation in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+Metrics = dict[str, float]
+"""Metric name (DESIGN's spelling, for example `coco/AP`) -> value."""
+
+
+class Reporter(Protocol):
+    """What `fit` needs from outside. Epochs are counted from 1."""
+
+    def report(self, epoch: int, metrics: Metrics) -> None:
+        """An epoch has ended; its checkpoint, if due, is already on disk."""
+
+    def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """`step` of `steps` of the running epoch is done; called now and then."""
+
+
+class MemoryReporter:
+    """Keeps what was reported; for tests, benchmarks and single trials."""
+
+    def __init__(self) -> None:
+        self.epochs: list[tuple[int, Metrics]] = []
+
+    def report(self, epoch: int, metrics: Metrics) -> None:
+        """Keep the epoch."""
+        self.epochs.append((epoch, metrics))
+
+    def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        """Nothing to keep."""
+
+
+def best_epoch(
+    history: list[tuple[int, Metrics]], metric: str = "coco/AP"
+) -> tuple[int, Metrics] | None:
+    """The epoch with the largest `metric`, or None when none has it."""
+    rated = [(epoch, metrics) for epoch, metrics in history if metric in metrics]
+    return max(rated, key=lambda item: item[1][metric], default=None)
+
+
+def checkpoint_folder(folder: Path) -> Path:
+    """Where a trial keeps its checkpoints."""
+    return folder / "checkpoints"
