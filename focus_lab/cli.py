@@ -34,7 +34,8 @@ app = typer.Typer(
 data_app = typer.Typer(no_args_is_help=True, help="Make a data set, or judge one.")
 app.add_typer(data_app, name="data")
 
-out = Console(soft_wrap=True, highlight=False)
+# Piped tables are for reading by programs and files: they do not wrap at some terminal's width.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 talk = Console(stderr=True, highlight=False)
 
 File = Annotated[Path, typer.Argument(help="A spec, for example experiments/keep_ratio.yaml.")]
@@ -313,7 +314,7 @@ def status(
 @data_app.command("shapes")
 def data_shapes(
     file: File,
-    folder: Annotated[Path, typer.Option("--to", help="Folder to write the data set to.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder to write the data set to.")],
     settings: Set = None,
 ) -> None:
     """Write the procedural scenes of a spec as a COCO-format data set."""
@@ -325,8 +326,9 @@ def data_shapes(
     if not isinstance(spec.data, ShapesData):
         raise UserError(f"data.kind: `data shapes` writes procedural scenes, got {spec.data.kind!r}; "
                         "give a spec with data: {kind: shapes}")  # fmt: skip
-    write_shapes(spec.data, folder, lambda split: talk.print(f"writing {split} …"))
-    out.print(str(folder))
+    talk.print(f"writing {spec.data.num_train + spec.data.num_val} scenes …")
+    write_shapes(spec.data, folder)
+    out.print(str(folder), markup=False)
 
 
 @data_app.command("check")
@@ -349,8 +351,24 @@ def data_check(
         _print_json(found.as_dict())
     else:
         out.print(found.as_text(), markup=False)
-    if found.unreadable:
+    if not found.usable:
         raise typer.Exit(2)
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A released Focus-DETR checkpoint.")],
+    file: Annotated[Path, typer.Argument(help="The spec of its model, for example r50_paper.yaml.")],
+    target: Annotated[Path, typer.Option("--to", help="Where to write the converted checkpoint.")],
+    settings: Set = None,
+) -> None:
+    """Turn a released checkpoint into one of ours, to evaluate."""
+    from focus_lab.specs.load import load_experiment
+    from focus_lab.training.release import convert_checkpoint
+
+    spec, _ = load_experiment(file, settings)
+    convert_checkpoint(checkpoint, spec.base, target)
+    out.print(str(target), markup=False)
 
 
 @app.command()
@@ -486,8 +504,8 @@ def _ratios(text: str | None) -> list[float]:
 
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in headings:
-        table.add_column(heading)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, no_wrap=number == 0, overflow="fold")
     return table
 
 

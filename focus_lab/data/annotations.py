@@ -95,8 +95,8 @@ def _parsed(path: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(
-            f"{path}: annotation file not found; set data.root, data.train.annotations and "
-            "data.val.annotations"
+            f"{path}: annotation file not found; "
+            "set data.root, data.train.annotations and data.val.annotations"
         ) from None
     except OSError as error:
         raise DataError(
@@ -106,8 +106,8 @@ def _parsed(path: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
         content = json.loads(raw)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}:{error.lineno}:{error.colno}: is not valid JSON, got {error.msg}; mend or "
-            "export it again"
+            f"{path}:{error.lineno}:{error.colno}: is not valid JSON, got {error.msg}; "
+            "mend it or export it again"
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(
@@ -115,8 +115,8 @@ def _parsed(path: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
         ) from None
     if not isinstance(content, dict):
         raise DataError(
-            f"{path}: must hold a JSON object, got {type(content).__name__}; use COCO's instances "
-            "format"
+            f"{path}: must hold a JSON object, got {type(content).__name__}; "
+            "use COCO's instances format"
         )
     for key in ("images", "annotations", "categories"):
         found = content.get(key)
@@ -145,9 +145,8 @@ def _no_repeats(path: Path, place: str, ids: list[int]) -> None:
     repeated = [number for number, count in Counter(ids).items() if count > 1]
     if repeated:
         raise DataError(
-            f"{path}: {place}: ids must differ, got {len(repeated)} ids more than once, first "
-            f"{repeated[:_SHOWN]}; "
-            "give each entry its own id"
+            f"{path}: {place}: ids must differ, got {len(repeated)} ids more than once, "
+            f"first {repeated[:_SHOWN]}; give each entry its own id"
         )
 
 
@@ -190,8 +189,8 @@ def _images(
         height, width = (_value(path, place, entry, key, int) for key in ("height", "width"))
         if height < 1 or width < 1:
             raise DataError(
-                f"{path}: {place}: must have a size, got {width} x {height} pixels; correct the "
-                "file"
+                f"{path}: {place}: must have a size, got {width} x {height} pixels; "
+                "correct the file"
             )
         sizes.append((height, width))
     _no_repeats(path, "images", ids)

@@ -47,8 +47,8 @@ class CocoDataset:
         self._folder = root / paths.images
         if not self._folder.is_dir():
             raise DataError(
-                f"data.{split}.images: no such folder, got {str(self._folder)!r}; name the image "
-                "folder"
+                f"data.{split}.images: no such folder, got {str(self._folder)!r}; "
+                "name the image folder"
             )
         self._annotations = read_annotations(
             root / paths.annotations, lambda name: read_size(self._folder / name)
@@ -153,8 +153,8 @@ class CocoDataset:
             digest.update(f"{name}\0{status.st_size}\n".encode())
         if missing:
             raise DataError(
-                f"{self._folder}: image files are missing, got {len(missing)} of "
-                f"{len(self._annotations.file_names)}, "
+                f"{self._folder}: image files are missing, "
+                f"got {len(missing)} of {len(self._annotations.file_names)}, "
                 f"first {missing[:_SHOWN]}; copy them there or correct data.root"
             )
         return digest.hexdigest()

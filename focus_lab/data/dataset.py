@@ -42,7 +42,7 @@ class DetectionDataset(Protocol):
         """Number of images."""
 
     def load(self, index: int) -> Sample:
-        """Decode image `index`.
+        """Decode image `index`. The tensors may be shared: nobody writes to them.
 
         Raises:
             DataError: if the image cannot be read.
@@ -84,8 +84,8 @@ def build_datasets(spec: DataSpec) -> tuple[DetectionDataset, DetectionDataset]:
     if ours != theirs:
         differing = sorted(set(ours.items()) ^ set(theirs.items()))[:6]
         raise DataError(
-            f"data.val: its categories differ from those of data.train, got {differing} in only "
-            "one of them; "
+            f"data.val: its categories differ from those of data.train, "
+            f"got {differing} in only one of them; "
             "give both annotation files the same `categories` list"
         )
     return train, val

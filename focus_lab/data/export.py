@@ -49,8 +49,8 @@ def write_coco(dataset: DetectionDataset, folder: Path, name: str) -> CocoSplit:
         annotations.write_text(json.dumps(truth), encoding="utf-8")
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written, got {error.strerror}; choose another folder with --out "
-            "DIR"
+            f"{folder}: cannot be written, got {error.strerror}; "
+            "choose another folder with --out DIR"
         ) from error
     return split
 

@@ -44,16 +44,12 @@ def read_image(path: Path, size: tuple[int, int]) -> Tensor:
         with Image.open(path) as image:
             pixels = _rgb_pixels(_as_annotated(image, size))
     except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: is not a readable image, got {type(error).__name__}: {error}; "
-            "replace the file or remove it from the annotations"
-        ) from error
+        raise _unreadable(path, error) from error
     if pixels.shape[:2] != size:
         raise DataError(
-            f"{path}: its size differs from its annotations, got {pixels.shape[1]} x "
-            f"{pixels.shape[0]} pixels where "
-            f"they say {size[1]} x {size[0]}; boxes would be misplaced: annotate this file or "
-            "restore the original"
+            f"{path}: its size differs from its annotations, "
+            f"got {pixels.shape[1]} x {pixels.shape[0]} pixels for {size[1]} x {size[0]}; "
+            "boxes would be misplaced: annotate this file or restore the original"
         )
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -68,10 +64,14 @@ def read_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.height, image.width
     except _UNREADABLE as error:
-        raise DataError(
-            f"{path}: is not a readable image, got {type(error).__name__}: {error}; "
-            "replace the file or remove it from the annotations"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError(
+        f"{path}: is not a readable image, got {type(error).__name__}: {error}; "
+        "replace the file or remove it from the annotations"
+    )
 
 
 def _as_annotated(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -215,35 +216,42 @@ class _EpochKeys:
             yield [(epoch, index) for index in indices]
 
 
-class _AugmentedImages(Dataset[Sample | DataError]):
+@dataclass(frozen=True)
+class _Failure:
+    """An image that could not be loaded, on its way to this process."""
+
+    message: str
+
+
+class _AugmentedImages(Dataset[Sample | _Failure]):
     def __init__(self, dataset: DetectionDataset, transform: TrainTransform, seed: int) -> None:
         self._dataset = dataset
         self._transform = transform
         self._seed = seed
 
-    def __getitem__(self, key: Key) -> Sample | DataError:
+    def __getitem__(self, key: Key) -> Sample | _Failure:
         epoch, index = key
         try:
             sample = self._dataset.load(index)
         except DataError as error:
-            return error
+            return _Failure(str(error))
         return self._transform(sample, generator(Stream.AUGMENTATION, epoch, index, self._seed))
 
 
-class _EvaluationImages(Dataset[Sample | DataError]):
+class _EvaluationImages(Dataset[Sample | _Failure]):
     def __init__(self, dataset: DetectionDataset, transform: EvalTransform) -> None:
         self._dataset = dataset
         self._transform = transform
 
-    def __getitem__(self, key: Key) -> Sample | DataError:
+    def __getitem__(self, key: Key) -> Sample | _Failure:
         try:
             return self._transform(self._dataset.load(key[1]))
         except DataError as error:
-            return error
+            return _Failure(str(error))
 
 
 def _torch_loader(
-    images: Dataset[Sample | DataError],
+    images: Dataset[Sample | _Failure],
     keys: Any,
     normalisation: Normalisation,
     workers: int,
@@ -263,12 +271,12 @@ def _torch_loader(
 
 
 def _collate_or_fail(
-    samples: Sequence[Sample | DataError], normalisation: Normalisation
-) -> PackedBatch | DataError:
+    samples: Sequence[Sample | _Failure], normalisation: Normalisation
+) -> PackedBatch | _Failure:
     """The batch, or its first error; raised in a loader process it would come as a traceback."""
     readable: list[Sample] = []
     for sample in samples:
-        if isinstance(sample, DataError):
+        if isinstance(sample, _Failure):
             return sample
         readable.append(sample)
     return collate(readable, normalisation)
@@ -276,6 +284,8 @@ def _collate_or_fail(
 
 def _unpacked(batches: DataLoader[Any]) -> Iterator[Batch]:
     for packed in batches:
-        if isinstance(packed, DataError):
-            raise packed
+        if isinstance(packed, _Failure):
+            # A new exception, held by no variable: one that its own frame refers to would form a
+            # cycle with the iterator, and processes freed by the cycle collector end seconds late.
+            raise DataError(packed.message)
         yield packed.unpacked()

@@ -38,9 +38,8 @@ class BatchOrder:
     ) -> None:
         if len(sizes) < batch_size:
             raise DataError(
-                f"training.batch_size: a batch needs more images than there are, got {batch_size} "
-                f"for {len(sizes)} "
-                "training images; lower it or add images"
+                f"training.batch_size: a batch needs more images than there are, "
+                f"got {batch_size} for {len(sizes)} training images; lower it or add images"
             )
         self._batch_size = batch_size
         self._seed = seed
@@ -75,9 +74,8 @@ def share_of_worker(batches: NDArray[np.int64], rank: int, world_size: int) -> N
     batch_size = batches.shape[1]
     if batch_size % world_size:
         raise DataError(
-            f"training.batch_size: must be a multiple of the number of workers, got {batch_size} "
-            f"for {world_size}; "
-            f"take {batch_size // world_size * world_size or world_size} or other workers"
+            "training.batch_size: must be a multiple of the number of workers, "
+            f"got {batch_size} for {world_size}; choose one that divides evenly"
         )
     part = batch_size // world_size
     return batches[:, rank * part : (rank + 1) * part]

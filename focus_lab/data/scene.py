@@ -106,8 +106,10 @@ def side_from(share: float, limits: tuple[int, int], tilt: float) -> float:
     """
     low, span = math.log(limits[0]), math.log(limits[1] / limits[0])
     if abs(tilt * span) < 1e-6:
-        return math.exp(low + share * span)
-    return math.exp(low + math.log1p(share * math.expm1(tilt * span)) / tilt)
+        logarithm = low + share * span
+    else:
+        logarithm = low + math.log1p(share * math.expm1(tilt * span)) / tilt
+    return min(max(math.exp(logarithm), limits[0]), limits[1])
 
 
 def fitted_tilt(spec: ShapesData) -> float:

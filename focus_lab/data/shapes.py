@@ -101,6 +101,10 @@ class ShapesDataset:
                 truth.add_box(index + 1, label, (left, top, right - left, bottom - top))
         return truth.as_dict()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without painted scenes: another process paints its own."""
+        return {**self.__dict__, "_images": {}}
+
     def _figures(self, index: int) -> list[Figure]:
         if not 0 <= index < self._length:
             raise IndexError(f"scene {index} of {self._length}")

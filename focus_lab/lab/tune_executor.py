@@ -137,6 +137,10 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
         def __init__(self) -> None:
             self.open = set(jobs)
 
+        def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+            # Tune pickles its callbacks into a state that is never restored.
+            return Callback, ()
+
         def on_trial_start(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:

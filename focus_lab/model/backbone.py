@@ -6,13 +6,14 @@ Shape legend: B images, H x W pixels, C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import timm
-import torch.nn.functional as F
 import torchvision
-from timm.layers import freeze_batch_norm_2d
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.ops import FrozenBatchNorm2d
 
 from focus_lab.errors import SpecError
@@ -27,7 +28,7 @@ class Backbone(nn.Module):
     """Of each output, in pixels."""
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Images [B, 3, H, W] to maps [B, channels[i], about H / strides[i], about W / strides[i]]."""
+        """Images [B, 3, H, W] to maps [B, channels[i], ~H / strides[i], ~W / strides[i]]."""
         raise NotImplementedError
 
 
@@ -60,7 +61,7 @@ class ResNetFeatures(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
         x = self.layer1(x)
         features = []
         for stage in (self.layer2, self.layer3, self.layer4):
@@ -71,6 +72,9 @@ class ResNetFeatures(Backbone):
 
 class TimmFeatures(Backbone):
     """Feature stages of a `timm` model; nothing is downloaded."""
+
+    network: Any
+    """timm's extractor; its attributes have no types."""
 
     def __init__(self, name: str, out_indices: Sequence[int]) -> None:
         """Extractor of random weights.
@@ -84,16 +88,22 @@ class TimmFeatures(Backbone):
         """
         super().__init__()
         options: dict[str, Any] = {}
-        if name in timm.list_models() and timm.get_pretrained_cfg(name).fixed_input_size:
-            # Window attention pads by itself; without this timm insists on the size of its training.
+        settings = timm.get_pretrained_cfg(name)
+        if settings is not None and settings.fixed_input_size:
+            # Window attention pads by itself; without this timm insists on the size of its
+            # training.
             options["strict_img_size"] = False
         try:
             self.network = timm.create_model(
-                name, pretrained=False, features_only=True, out_indices=tuple(out_indices), **options
+                name,
+                pretrained=False,
+                features_only=True,
+                out_indices=tuple(out_indices),
+                **options,
             )
         except (RuntimeError, IndexError, AssertionError, TypeError, AttributeError) as error:
             raise SpecError(
-                f"model.backbone: timm cannot build feature stages {list(out_indices)}, got name {name!r} "
+                f"model.backbone: timm cannot build stages {list(out_indices)}, got name {name!r} "
                 f"({error}); `timm.list_models()` lists the names"
             ) from error
         self.channels = tuple(self.network.feature_info.channels())
@@ -104,7 +114,8 @@ class TimmFeatures(Backbone):
         """Stop parts from learning; call it after weights are loaded.
 
         Args:
-            frozen_stages: leading feature stages without gradient and with fixed batch norm, stem included.
+            frozen_stages: leading feature stages without gradient and with fixed batch norm, stem
+                included.
             freeze_norm: whether all batch norms keep their statistics and scales.
 
         Raises:
@@ -113,12 +124,13 @@ class TimmFeatures(Backbone):
         stages = self.network.feature_info.info
         if frozen_stages > len(stages):
             raise SpecError(
-                f"model.backbone.frozen_stages: more stages than the backbone has, got {frozen_stages}; "
+                f"model.backbone.frozen_stages: the backbone has fewer, got {frozen_stages}; "
                 f"at most {len(stages)}"
             )
         if frozen_stages:
             last = self._module_path(stages[frozen_stages - 1]["module"])
-            # Modules are registered in the order of execution, so all before the stage's end belong to it.
+            # Modules are registered in the order of execution, so all before the stage's end belong
+            # to it.
             reached = False
             for path, module in list(self.network.named_modules()):
                 inside = path == last or path.startswith(f"{last}.")
@@ -128,12 +140,12 @@ class TimmFeatures(Backbone):
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 if isinstance(module, nn.BatchNorm2d):
-                    self._replace(path, freeze_batch_norm_2d(module))
+                    self._replace(path, _frozen(module))
         if freeze_norm:
-            self.network = freeze_batch_norm_2d(self.network)
+            self.network = _frozen(self.network)
 
     def _module_path(self, module: str) -> str:
-        """Timm flattens the first level of containers in some extractors: `stages.0` becomes `stages_0`."""
+        """Path in the extractor, where timm may flatten the first container: `stages_0`."""
         flattened = module.replace(".", "_", 1)
         return flattened if flattened in dict(self.network.named_modules()) else module
 
@@ -149,8 +161,14 @@ class TimmFeatures(Backbone):
         return features
 
 
+def _frozen(module: nn.Module) -> nn.Module:
+    """The module with all batch norms fixed."""
+    result: nn.Module = freeze_batch_norm_2d(module)  # type: ignore[no-untyped-call]
+    return result
+
+
 class ResidualFeatures(Backbone):
-    """A small residual network with batch norm: one block a stride, from 2 to 32; the last three are returned."""
+    """A small residual network with batch norm, strides 2 to 32; the last three are returned."""
 
     strides = (8, 16, 32)
 
@@ -164,7 +182,7 @@ class ResidualFeatures(Backbone):
             nn.ReLU(inplace=True),
         )
         self.stages = nn.ModuleList(
-            ResidualBlock(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)
+            ResidualBlock(inputs, outputs) for inputs, outputs in pairwise(widths)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -194,6 +212,6 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, ceil(H / 2), ceil(W / 2)]."""
-        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
-        return F.relu(y + self.shortcut_norm(self.shortcut(x)), inplace=True)
+        return functional.relu(y + self.shortcut_norm(self.shortcut(x)), inplace=True)

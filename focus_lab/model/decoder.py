@@ -27,12 +27,12 @@ class DecoderStates:
     states: tuple[Tensor, ...]
     """[B, Q, d] each, after the shared output norm."""
     references: tuple[Tensor, ...]
-    """[B, Q, 4] each, the boxes that the layer started from, with gradient into the layer before (look forward
-    twice)."""
+    """[B, Q, 4] each, the boxes that the layer started from, with gradient into the layer before
+    (look forward twice)."""
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of the queries, deformable attention to the memory, feed-forward; norms come after."""
+    """Self-attention of queries, deformable attention to the memory, feed-forward; post-norm."""
 
     def __init__(
         self,
@@ -81,7 +81,9 @@ class DecoderLayer(nn.Module):
         """
         attended = self.self_attention(queries, positions, blocked)
         queries = self.self_attention_norm(queries + attended)
-        attended = self.deformable_attention(queries + positions, references, value, shapes, widths_heights)
+        attended = self.deformable_attention(
+            queries + positions, references, value, shapes, widths_heights
+        )
         queries = self.deformable_attention_norm(queries + attended)
         out: Tensor = self.feed_forward_norm(queries + self.feed_forward(queries))
         return out
@@ -137,14 +139,22 @@ class Decoder(nn.Module):
         layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
         widths_heights = levels.widths_heights()
         valid_ratios = levels.valid_ratios()
-        values = project_values([layer.deformable_attention for layer in layers], memory, padding_mask)
+        values = project_values(
+            [layer.deformable_attention for layer in layers], memory, padding_mask
+        )
         states: list[Tensor] = []
         started_from = [references]
         for number, layer in enumerate(layers):
             on_levels = on_every_level(references, valid_ratios)  # [B, Q, L or 1, 4]
             positions = self.reference_head(box_embedding(on_levels[:, :, 0], self.hidden_dim))
             queries = layer(
-                queries, positions, on_levels, values[number], levels.shapes, widths_heights, blocked
+                queries,
+                positions,
+                on_levels,
+                values[number],
+                levels.shapes,
+                widths_heights,
+                blocked,
             )
             states.append(self.norm(queries))
             if number + 1 < len(layers):
@@ -157,4 +167,5 @@ class Decoder(nn.Module):
         """Boxes [B, Q, 4] moved by a head's output for `states` [B, Q, d], at least float32."""
         with without_autocast(states):
             offsets = box_head(at_least_float32(states))
-            return (offsets + inverse_sigmoid(references, self.inverse_sigmoid_eps)).sigmoid()
+            refined: Tensor = offsets + inverse_sigmoid(references, self.inverse_sigmoid_eps)
+            return refined.sigmoid()

@@ -1,7 +1,7 @@
 """Multi-scale deformable attention with its projections (Deformable DETR, Sec. 4.1).
 
-Shape legend: B images (B' is 1 when nothing is padded), Q queries, S tokens of all levels, L levels,
-P points a head and level, H heads, d width.
+Shape legend: B images (B' is 1 when nothing is padded), Q queries, S tokens of all levels, L
+levels, P points a head and level, H heads, d width.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from focus_lab.model.precision import at_least_float32
 from focus_lab.ops import Implementation, LevelShapes, deformable_attention
 
 
 class DeformableAttention(nn.Module):
-    """Each query looks at a few points of each level, at learnt offsets from its reference point."""
+    """Each query looks at a few points of each level, offset from its reference point."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with heads looking in as many directions, point p at distance p, all weights equal."""
+        """Let each head look in its own direction, point p at distance p, all weights equal."""
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.num_heads, dtype=torch.float32) * (2 * math.pi / self.num_heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)  # [H, 2]
@@ -80,8 +80,8 @@ class DeformableAttention(nn.Module):
 
         Args:
             queries: [B, Q, d], position included.
-            reference_points: [B', Q, L, 2] points or [B', Q, L, 4] boxes (cx, cy, w, h), shares of each padded
-                level; the level axis may be 1.
+            reference_points: [B', Q, L, 2] points or [B', Q, L, 4] boxes (cx, cy, w, h), shares of
+                each padded level; the level axis may be 1.
             value: [B, S, H, d / H] from `project_values`.
             shapes: (height, width) of the levels.
             widths_heights: float32 [L, 2], the same as (width, height) on the device.
@@ -89,11 +89,12 @@ class DeformableAttention(nn.Module):
         Returns:
             [B, Q, d].
         """
-        layout = (self.num_heads, self.num_levels, self.num_points)
-        # Locations stay in float32 under autocast: 16 bits are two thirds of a pixel on a wide level.
-        offsets = at_least_float32(self.sampling_offsets(queries)).unflatten(-1, (*layout, 2))
-        logits = at_least_float32(self.attention_weights(queries)).unflatten(-1, (layout[0], -1))
-        weights = logits.softmax(-1).unflatten(-1, layout[1:])  # [B, Q, H, L, P]
+        grid = (*queries.shape[:2], self.num_heads, self.num_levels, self.num_points)
+        # Locations stay in float32 under autocast: 16 bits are two thirds of a pixel on a wide
+        # level.
+        offsets = at_least_float32(self.sampling_offsets(queries)).view(*grid, 2)
+        logits = at_least_float32(self.attention_weights(queries)).view(*grid[:3], -1)
+        weights = logits.softmax(-1).view(grid)  # [B, Q, H, L, P]
         anchors = reference_points[:, :, None, :, None]  # [B', Q, 1, L, 1, 2 or 4]
         if reference_points.shape[-1] == 2:
             locations = anchors + offsets / widths_heights[:, None]
@@ -118,13 +119,13 @@ def project_values(
     Returns:
         One [B, S, H, d / H] for each attention.
     """
-    if len(attentions) == 1:
-        weight, bias = attentions[0].value_proj.weight, attentions[0].value_proj.bias
-    else:
-        weight = torch.cat([attention.value_proj.weight for attention in attentions])
-        bias = torch.cat([attention.value_proj.bias for attention in attentions])
-    values = F.linear(tokens, weight, bias)  # [B, S, layers * d]
+    weights: list[Tensor] = [attention.value_proj.weight for attention in attentions]
+    biases: list[Tensor] = [attention.value_proj.bias for attention in attentions]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    bias = biases[0] if len(biases) == 1 else torch.cat(biases)
+    values = functional.linear(tokens, weight, bias)  # [B, S, layers * d]
     if padding_mask is not None:
         values = values.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-    values = values.unflatten(-1, (len(attentions), attentions[0].num_heads, -1))
+    batch, length = tokens.shape[:2]
+    values = values.view(batch, length, len(attentions), attentions[0].num_heads, -1)
     return values.unbind(2)

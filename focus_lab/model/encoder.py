@@ -1,6 +1,7 @@
-"""The encoder: each layer refines only its foreground tokens, by dual attention (Sec. 3.3, Algorithm 1).
+"""The encoder: each layer refines only its foreground tokens (Sec. 3.3, Algorithm 1).
 
-Shape legend: B images (B' is 1 when nothing is padded), N tokens, k tokens of a layer, L levels, d width.
+Shape legend: B images (B' is 1 when nothing is padded), N tokens, k tokens of a layer, L levels, d
+width.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class EncoderTokens:
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention of the fine-grained tokens, deformable attention, feed-forward; norms come after."""
+    """Self-attention of fine-grained tokens, deformable attention, feed-forward; post-norm."""
 
     def __init__(
         self,
@@ -85,7 +86,8 @@ class EncoderLayer(nn.Module):
         Args:
             tokens: [B, k, d].
             constants: their positions, reference points and scores.
-            fine_grained: int64 [B, T], which of the k attend to each other; None without dual attention.
+            fine_grained: int64 [B, T], which of the k attend to each other; None without dual
+                attention.
             value: [B, N, H, d / H], projected values of all tokens.
             shapes: (height, width) of the levels.
             widths_heights: float32 [L, 2].
@@ -93,10 +95,16 @@ class EncoderLayer(nn.Module):
         Returns:
             [B, k, d].
         """
-        if self.dual_attention is not None and self.dual_attention_norm is not None and fine_grained is not None:
+        if (
+            self.dual_attention is not None
+            and self.dual_attention_norm is not None
+            and fine_grained is not None
+        ):
             chosen = take_tokens(tokens, fine_grained)  # [B, T, d]
             chosen_positions = take_tokens(constants.positions, fine_grained)
-            chosen = self.dual_attention_norm(chosen + self.dual_attention(chosen, chosen_positions))
+            chosen = self.dual_attention_norm(
+                chosen + self.dual_attention(chosen, chosen_positions)
+            )
             tokens = put_tokens(tokens, fine_grained, chosen)
         attended = self.deformable_attention(
             tokens + constants.positions, constants.references, value, shapes, widths_heights
@@ -107,7 +115,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encoder layers over shrinking sets of foreground tokens; all others keep their neck feature."""
+    """Encoder layers over shrinking sets of foreground tokens; others keep their neck feature."""
 
     def __init__(
         self,
@@ -122,13 +130,14 @@ class Encoder(nn.Module):
 
         Args:
             layers: in order.
-            dual_attention_tokens: how many tokens of a layer attend to each other, clamped to those it has;
-                None without dual attention.
-            score_product: what is multiplied to find them: raw category and foreground logits as released
-                (two negatives win), or their sigmoids.
-            value_source: what deformable attention samples: the neck features in every layer (released), or
-                the tokens as refined so far (Algorithm 1, line 10).
-            category_head: an own head, d -> C, for the category score; None uses the one given to `forward`.
+            dual_attention_tokens: how many tokens of a layer attend to each other, clamped to those
+                it has; None without dual attention.
+            score_product: what is multiplied to find them: raw category and foreground logits as
+                released (two negatives win), or their sigmoids.
+            value_source: what deformable attention samples: the neck features in every layer
+                (released), or the tokens as refined so far (Algorithm 1, line 10).
+            category_head: an own head, d -> C, for the category score; None uses the one given to
+                `forward`.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -154,7 +163,8 @@ class Encoder(nn.Module):
             levels: levels of the tokens.
             padding_mask: bool [B, N], True at padding; None when nothing is padded.
             selection: tokens of each layer; None refines all tokens in every layer.
-            class_head: the two-stage class head, for the category score unless the encoder has its own.
+            class_head: the two-stage class head, for the category score unless the encoder has its
+                own.
 
         Returns:
             [B, N, d]; there is no norm at the end.
@@ -207,8 +217,10 @@ class Encoder(nn.Module):
             memory = _written(tokens, selection, torch.cat((current, *reversed(finished)), dim=1))
         return memory
 
-    def _fine_grained(self, tokens: Tensor, scores: Tensor | None, category_head: nn.Module) -> Tensor | None:
-        """Tokens of the dual attention, [B, T] positions within the layer's tokens; the choice has no gradient."""
+    def _fine_grained(
+        self, tokens: Tensor, scores: Tensor | None, category_head: nn.Module
+    ) -> Tensor | None:
+        """Positions of the dual attention's tokens among the layer's, [B, T], without gradient."""
         if scores is None or self.dual_attention_tokens is None:
             return None
         with torch.no_grad(), without_autocast(tokens):
@@ -216,14 +228,15 @@ class Encoder(nn.Module):
             if self.score_product == "probabilities":
                 category, scores = category.sigmoid(), scores.sigmoid()
             count = min(self.dual_attention_tokens, tokens.shape[1])
-            return (category * scores).topk(count, dim=1, sorted=True).indices
+            fine_grained: Tensor = (category * scores).topk(count, dim=1, sorted=True).indices
+            return fine_grained
 
     def _typed_layers(self) -> list[EncoderLayer]:
         return [layer for layer in self.layers if isinstance(layer, EncoderLayer)]
 
 
 def _may_update(selection: SelectedTokens, device: torch.device) -> Tensor | None:
-    """Bool [B, k_0, 1], True where an image may write its token back; None when that is everywhere."""
+    """Where an image may write its token back, bool [B, k_0, 1]; None when everywhere."""
     longest = selection.counts[0]
     if min(selection.budgets) >= longest:
         return None

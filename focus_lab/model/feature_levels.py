@@ -1,10 +1,10 @@
-"""The flattened feature pyramid: level shapes, and which part of each level is image rather than padding.
+"""The flattened feature pyramid: level shapes, and which part of each level is not padding.
 
-Everything that decides a shape is a host integer computed from sizes, so that the forward pass never waits
-for the device.
+Everything that decides a shape is a host integer computed from sizes, so that the forward pass
+never waits for the device.
 
-Shape legend: B images, L levels, N tokens of all levels (fine to coarse, row-major). A leading axis B'
-is 1 when nothing is padded, because then all images agree, and B otherwise.
+Shape legend: B images, L levels, N tokens of all levels (fine to coarse, row-major). A leading axis
+B' is 1 when nothing is padded, because then all images agree, and B otherwise.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ class FeatureLevels:
         valid_sizes = None
         if sizes is not None and any(tuple(size) != canvas for size in sizes):
             valid_sizes = tuple(
-                tuple((_valid_cells(size[0], canvas[0], h), _valid_cells(size[1], canvas[1], w)) for h, w in shapes)
+                tuple(
+                    (_valid_cells(size[0], canvas[0], h), _valid_cells(size[1], canvas[1], w))
+                    for h, w in shapes
+                )
                 for size in sizes
             )
         return cls(shapes, valid_sizes, maps[0].shape[0], maps[0].device)
@@ -79,7 +82,9 @@ class FeatureLevels:
 
     def widths_heights(self) -> Tensor:
         """float32 [L, 2], (width, height) of each level."""
-        return host_tensor([(width, height) for height, width in self.shapes], torch.float32, self.device)
+        return host_tensor(
+            [(width, height) for height, width in self.shapes], torch.float32, self.device
+        )
 
     def valid_ratios(self) -> Tensor | None:
         """float32 [B, L, 2], valid share of each level in (x, y); None when nothing is padded."""
@@ -100,7 +105,7 @@ class FeatureLevels:
         return torch.cat(masks, dim=1)
 
     def centers(self) -> Tensor:
-        """float32 [B', N, 2], (x, y) of the token centres as a share of the valid image; beyond 1 at padding."""
+        """float32 [B', N, 2], (x, y) of token centres, shares of the valid image (padding > 1)."""
         valid = self.valid_rows_columns()
         levels = []
         for level, (height, width) in enumerate(self.shapes):

@@ -1,11 +1,12 @@
-"""Feed-forward networks: the block of a transformer layer, and the small perceptrons of the heads."""
+"""Feed-forward networks: the block of a transformer layer, and the perceptrons of the heads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class FeedForward(nn.Module):
@@ -20,7 +21,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., d] -> [..., d]."""
-        hidden = self.dropout(F.relu(self.expand(x)))
+        hidden = self.dropout(functional.relu(self.expand(x)))
         out: Tensor = self.dropout(self.contract(hidden))
         return out
 
@@ -32,12 +33,12 @@ class Perceptron(nn.Module):
         """One layer for each neighbouring pair of `widths`, input first."""
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Linear(inputs, outputs) for inputs, outputs in zip(widths, widths[1:], strict=False)
+            nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., widths[0]] -> [..., widths[-1]]."""
         for layer in self.layers[:-1]:
-            x = F.relu(layer(x))
+            x = functional.relu(layer(x))
         out: Tensor = self.layers[-1](x)
         return out

@@ -1,7 +1,7 @@
-"""Focus-DETR: backbone, neck, foreground token selector, encoder, proposals, decoder and heads in one module.
+"""Focus-DETR: backbone, neck, token selector, encoder, proposals, decoder and heads in one module.
 
-"Less is More: Focus Attention for Efficient DETR" (ICCV 2023). Shape legend: B images, N tokens of all
-levels, Q queries, P denoising slots, C classes, d width.
+"Less is More: Focus Attention for Efficient DETR" (ICCV 2023). Shape legend: B images, N tokens of
+all levels, Q queries, P denoising slots, C classes, d width.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class FocusDETR(nn.Module):
             class_heads: d -> C, one a decoder layer and, last, one for the proposals.
             box_heads: d -> 4, likewise.
             denoising: None trains without denoising queries.
-            mask_padding_in_evaluation: False ignores the images' sizes in evaluation, as the release does.
+            mask_padding_in_evaluation: False ignores the images' sizes in evaluation, as the
+                release does.
         """
         super().__init__()
         self.backbone = backbone
@@ -92,7 +93,10 @@ class FocusDETR(nn.Module):
         """The keep ratio and cascade that the forward pass uses."""
         if self.token_selector is None:
             return {"keep_ratio": 1.0, "cascade": (1.0,) * len(self.encoder.layers)}
-        return {"keep_ratio": self.token_selector.keep_ratio, "cascade": self.token_selector.cascade}
+        return {
+            "keep_ratio": self.token_selector.keep_ratio,
+            "cascade": self.token_selector.cascade,
+        }
 
     def forward(
         self,
@@ -104,8 +108,8 @@ class FocusDETR(nn.Module):
 
         Args:
             images: [B, 3, H, W], normalised, then padded with zeros at the bottom and right.
-            sizes: (height, width) of each image without its padding; None when nothing is padded. Boxes are
-                shares of this size.
+            sizes: (height, width) of each image without its padding; None when nothing is padded.
+                Boxes are shares of this size.
             targets: boxes of each image; in training they give denoising queries.
 
         Returns:
@@ -136,7 +140,9 @@ class FocusDETR(nn.Module):
         if self.token_selector is not None:
             projected = self.proposals.project(tokens + positions, token_boxes.usable)
             foreground_logits, selection = self.token_selector(projected, levels, padding_mask)
-        memory = self.encoder(tokens, positions, levels, padding_mask, selection, self.class_heads[-1])
+        memory = self.encoder(
+            tokens, positions, levels, padding_mask, selection, self.class_heads[-1]
+        )
         start = self.proposals(memory, token_boxes, self.class_heads[-1], self.box_heads[-1])
 
         layers, denoising = self._decode(memory, levels, padding_mask, start, targets)
@@ -170,13 +176,16 @@ class FocusDETR(nn.Module):
     ) -> tuple[list[LayerOutput], DenoisingBatch | None]:
         """Predictions of every decoder layer, denoising slots first."""
         count = start.indices.shape[1]
-        content = self.decoder.query_embedding.weight[:count].expand(memory.shape[0], -1, -1)  # [B, Q, d]
+        content = self.decoder.query_embedding.weight[:count].expand(
+            memory.shape[0], -1, -1
+        )  # [B, Q, d]
         references = start.pred_boxes.detach()
         batch = None
         if self.training and self.denoising is not None and targets is not None:
             batch = self.denoising(targets, count)
             if batch is None:
-                # Without boxes the embedding would get no gradient, and distributed training waits for one.
+                # Without boxes the embedding would get no gradient, and distributed training waits
+                # for one.
                 content = content + 0.0 * self.denoising.label_embedding.weight.sum()
             else:
                 content = torch.cat((batch.content, content), dim=1)
@@ -191,7 +200,9 @@ class FocusDETR(nn.Module):
             None if batch is None else batch.attention_mask,
         )
         layers: list[LayerOutput] = []
-        for number, (state, started_from) in enumerate(zip(decoded.states, decoded.references, strict=True)):
+        for number, (state, started_from) in enumerate(
+            zip(decoded.states, decoded.references, strict=True)
+        ):
             with without_autocast(state):
                 logits = self.class_heads[number](at_least_float32(state))
             boxes = self.decoder.refine(state, started_from, self.box_heads[number])
@@ -199,12 +210,15 @@ class FocusDETR(nn.Module):
         return layers, batch
 
     def _category_outputs(self, memory: Tensor, start: QueryStart) -> LayerOutput | None:
-        """What trains an own category head: its choice of tokens has no gradient, so it is asked for classes."""
+        """What trains an own category head, since its choice of tokens has no gradient."""
         if self.encoder.category_head is None:
             return None
         with without_autocast(memory):
             chosen = at_least_float32(take_tokens(memory, start.indices))
-            return {"pred_logits": self.encoder.category_head(chosen), "pred_boxes": start.pred_boxes.detach()}
+            return {
+                "pred_logits": self.encoder.category_head(chosen),
+                "pred_boxes": start.pred_boxes.detach(),
+            }
 
 
 def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True) -> FocusDETR:
@@ -213,8 +227,8 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
     Args:
         spec: all settings.
         num_classes: C.
-        load_backbone: whether to read the backbone's weight file, if the spec names one; not needed when a
-            checkpoint is loaded afterwards.
+        load_backbone: whether to read the backbone's weight file, if the spec names one; not needed
+            when a checkpoint is loaded afterwards.
 
     Raises:
         SpecError: when the backbone cannot be built.
@@ -222,7 +236,9 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
     """
     width, selection, dual = spec.hidden_dim, spec.token_selection, spec.dual_attention
     backbone = build_backbone(spec.backbone, load=load_backbone)
-    neck = Neck(backbone.channels, backbone.strides, width, spec.num_feature_levels, spec.norm_groups)
+    neck = Neck(
+        backbone.channels, backbone.strides, width, spec.num_feature_levels, spec.norm_groups
+    )
     token_selector = None
     if selection.scoring.kind == "focus":
         token_selector = TokenSelector(
@@ -306,7 +322,9 @@ def build_backbone(spec: BackboneSpec, *, load: bool = True) -> Backbone:
         return resnet
     features = TimmFeatures(spec.name, spec.out_indices)
     if load and spec.weights is not None:
-        load_backbone_weights(features.network, read_weights(spec.weights), "model.backbone.weights")
+        load_backbone_weights(
+            features.network, read_weights(spec.weights), "model.backbone.weights"
+        )
     features.freeze(spec.frozen_stages, spec.freeze_norm)
     return features
 
@@ -325,4 +343,7 @@ def _box_head(width: int) -> Perceptron:
 
 
 def _queries(layer: LayerOutput, which: slice) -> LayerOutput:
-    return {"pred_logits": layer["pred_logits"][:, which], "pred_boxes": layer["pred_boxes"][:, which]}
+    return {
+        "pred_logits": layer["pred_logits"][:, which],
+        "pred_boxes": layer["pred_boxes"][:, which],
+    }

@@ -8,7 +8,7 @@ from focus_lab.model.deformable_attention import DeformableAttention
 
 
 def initialize_transformer(module: nn.Module) -> None:
-    """Xavier-uniform for every matrix (the query table is one), then deformable attention its own way.
+    """Xavier-uniform for all matrices (the query table is one); deformable attention its own way.
 
     Vectors keep what their layers gave them.
     """

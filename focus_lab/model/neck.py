@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Neck(nn.Module):
-    """1x1 convolutions on the backbone's features, then stride-2 convolutions, each with group norm."""
+    """1x1 convolutions on backbone features, stride-2 convolutions on top, all with group norm."""
 
     def __init__(
         self,
@@ -24,8 +24,9 @@ class Neck(nn.Module):
             channels: of the backbone's features, fine to coarse.
             strides: of the backbone's features, in pixels.
             hidden_dim: d.
-            num_feature_levels: L. Fewer than the backbone has: its coarsest features are used. More: the
-                first extra level comes from the coarsest raw feature, each further one from the level before.
+            num_feature_levels: L. Fewer than the backbone has: its coarsest features are used.
+                More: the first extra level comes from the coarsest raw feature, each further one
+                from the level before.
             norm_groups: groups of the group norm.
         """
         super().__init__()
@@ -39,13 +40,17 @@ class Neck(nn.Module):
             _convolution(channels[-1] if number == 0 else hidden_dim, hidden_dim, 3, norm_groups)
             for number in range(extra)
         )
-        self.strides = (*strides[-used:], *(strides[-1] * 2 ** (number + 1) for number in range(extra)))
+        self.strides = (
+            *strides[-used:],
+            *(strides[-1] * 2 ** (number + 1) for number in range(extra)),
+        )
         """Pixels between tokens of each level."""
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Backbone features [B, channels, h, w], fine to coarse, to L levels [B, d, h, w]."""
         levels: list[Tensor] = [
-            lateral(feature) for lateral, feature in zip(self.lateral, features[-self.used :], strict=True)
+            lateral(feature)
+            for lateral, feature in zip(self.lateral, features[-self.used :], strict=True)
         ]
         coarsest = features[-1]
         for extra in self.extra:
@@ -56,7 +61,9 @@ class Neck(nn.Module):
 
 def _convolution(inputs: int, outputs: int, kernel: int, groups: int) -> nn.Sequential:
     """A 1x1 convolution, or a 3x3 one of stride 2, with group norm and without activation."""
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2)
+    convolution = nn.Conv2d(
+        inputs, outputs, kernel, stride=1 if kernel == 1 else 2, padding=kernel // 2
+    )
     nn.init.xavier_uniform_(convolution.weight)
     assert convolution.bias is not None, "built with a bias"
     nn.init.zeros_(convolution.bias)

@@ -1,7 +1,7 @@
 """What goes into the detector beside images, and what comes out: names, shapes, meanings.
 
-Shape legend: B images, N tokens of the flattened feature pyramid (levels fine to coarse, row-major),
-Q queries, C classes, P denoising slots, n boxes of an image.
+Shape legend: B images, N tokens of the flattened feature pyramid (levels fine to coarse,
+row-major), Q queries, C classes, P denoising slots, n boxes of an image.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DenoisingMeta:
 
 
 class DenoisingOutput(TypedDict):
-    """Predictions for the denoising slots, P = meta.padded_size; the last decoder layer at the top."""
+    """Predictions for the P = meta.padded_size denoising slots; the last layer at the top."""
 
     pred_logits: Tensor
     """[B, P, C]."""
@@ -55,16 +55,17 @@ class DenoisingOutput(TypedDict):
 
 @dataclass(frozen=True)
 class SelectedTokens:
-    """Which tokens the encoder refined (Sec. 3.2). Layers are nested: each takes a prefix of the first.
+    """Which tokens the encoder refined (Sec. 3.2).
 
-    An image updates only its first `budgets[b]` tokens of a layer; those beyond it are computed, because
-    the batch shares one length, and then dropped.
+    Layers are nested: each takes a prefix of the first. An image updates only its first
+    `budgets[b]` tokens of a layer; those beyond are computed, because the batch shares one length,
+    and then dropped.
     """
 
     indices: tuple[Tensor, ...]
     """Per encoder layer int64 [B, k_i], token numbers by falling foreground score."""
     scores: Tensor
-    """[B, k_0], the first layer's foreground logits by falling score, padding at the batch's minimum."""
+    """[B, k_0], the first layer's foreground logits, falling; padding is at the batch's minimum."""
     counts: tuple[int, ...]
     """k_i, the tokens of encoder layer i."""
     budgets: tuple[int, ...]
@@ -88,8 +89,8 @@ class ModelOutput(LayerOutput):
     enc_outputs: LayerOutput
     """The two-stage head at the selected tokens, by falling class score."""
     category_outputs: LayerOutput | None
-    """The encoder's own category head at the tokens of `enc_outputs`, with their boxes (no gradient), so that a
-    class loss can train it; None when it shares the two-stage class head."""
+    """The encoder's own category head at the tokens of `enc_outputs`, with their boxes (no
+    gradient), so that a class loss can train it; None when it shares the two-stage class head."""
     foreground_logits: Tensor | None
     """[B, N], raw scores of all tokens, padding not masked; None with dense scoring."""
     token_selection: SelectedTokens | None

@@ -18,9 +18,11 @@ _BOX_TEMPERATURE = 10000.0
 
 
 class TokenPositions(nn.Module):
-    """Sine embedding of a token's row and column in its level, plus a learnt embedding of the level."""
+    """Sine embedding of a token's row and column, plus a learnt embedding of its level."""
 
-    def __init__(self, hidden_dim: int, num_feature_levels: int, temperature: float, offset: float) -> None:
+    def __init__(
+        self, hidden_dim: int, num_feature_levels: int, temperature: float, offset: float
+    ) -> None:
         """Embedding of width `hidden_dim`, half for the row and half for the column.
 
         Args:
@@ -36,7 +38,7 @@ class TokenPositions(nn.Module):
         self.level_embedding = nn.Parameter(torch.randn(num_feature_levels, hidden_dim))
 
     def sine(self, levels: FeatureLevels) -> list[Tensor]:
-        """Per level float32 [B', h, w, d], channels of the row first; without the level embedding."""
+        """Per level float32 [B', h, w, d], the row's channels first; no level embedding."""
         valid = levels.valid_rows_columns()
         embeddings = []
         for level, (height, width) in enumerate(levels.shapes):
@@ -44,7 +46,10 @@ class TokenPositions(nn.Module):
             columns = self._axis(width, valid[:, level, 1:])  # [B', w, d/2]
             embeddings.append(
                 torch.cat(
-                    (rows[:, :, None].expand(-1, -1, width, -1), columns[:, None].expand(-1, height, -1, -1)),
+                    (
+                        rows[:, :, None].expand(-1, -1, width, -1),
+                        columns[:, None].expand(-1, height, -1, -1),
+                    ),
                     dim=-1,
                 )
             )
@@ -61,14 +66,15 @@ class TokenPositions(nn.Module):
         )
 
     def _axis(self, cells: int, valid: Tensor) -> Tensor:
-        # The release counts unpadded cells by a running sum: within padding the count stays at its last value.
+        # The release counts unpadded cells by a running sum: within padding the count stays at its
+        # last value.
         position = torch.arange(1, cells + 1, device=valid.device).minimum(valid)  # [B', cells]
         angle = (position + self.offset) / (valid + _EPS) * (2 * math.pi)
         return sine_embedding(angle, self.hidden_dim // 2, self.temperature)
 
 
 def sine_embedding(angles: Tensor, width: int, temperature: float) -> Tensor:
-    """Sine (even channels) and cosine (odd channels) of angles at a geometric series of frequencies.
+    """Sine (even channels) and cosine (odd channels) at a geometric series of frequencies.
 
     Args:
         angles: [...], radians at the highest frequency.

@@ -14,7 +14,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Context in which autocast is off for the device of `x`; convert inputs by `at_least_float32`."""
+    """Context without autocast on the device of `x`; convert inputs by `at_least_float32`."""
     if x.device.type == "meta":
         # Tensors without numbers, for counting cost: nothing is cast there.
         return nullcontext()

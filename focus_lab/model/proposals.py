@@ -1,4 +1,4 @@
-"""Proposals, one a token: what the scorer may look at, and how the decoder's queries start (two-stage).
+"""Proposals, one a token: what the scorer may look at, and how the decoder's queries start.
 
 Shape legend: B images (B' is 1 when nothing is padded), N tokens, Q queries, C classes, d width.
 """
@@ -49,7 +49,8 @@ class Proposals(nn.Module):
         Args:
             hidden_dim: d.
             num_queries: most queries to choose; fewer when there are fewer tokens.
-            base_size: width and height of a finest-level box as a share of the image; doubles each level.
+            base_size: width and height of a finest-level box as a share of the image; doubles each
+                level.
             border: boxes with a coordinate outside (border, 1 - border) are not usable.
         """
         super().__init__()
@@ -73,7 +74,9 @@ class Proposals(nn.Module):
                 for level, length in enumerate(levels.lengths)
             ]
         )
-        boxes = torch.cat((centers, sizes[None, :, None].expand(centers.shape)), dim=-1)  # [B', N, 4]
+        boxes = torch.cat(
+            (centers, sizes[None, :, None].expand(centers.shape)), dim=-1
+        )  # [B', N, 4]
         usable = ((boxes > self.border) & (boxes < 1 - self.border)).all(dim=-1, keepdim=True)
         if padding_mask is not None:
             usable = usable & ~padding_mask.unsqueeze(-1)
@@ -81,7 +84,7 @@ class Proposals(nn.Module):
         return TokenBoxes(logits, usable)
 
     def project(self, tokens: Tensor, usable: Tensor) -> Tensor:
-        """Projected tokens [B, T, d]; those that are not `usable` [B' or B, T, 1] all become one constant."""
+        """Projected tokens [B, T, d]; those not `usable` [B' or B, T, 1] become one constant."""
         out: Tensor = self.norm(self.projection(tokens.masked_fill(~usable, 0.0)))
         return out
 
@@ -90,8 +93,8 @@ class Proposals(nn.Module):
     ) -> QueryStart:
         """Chooses the tokens with the highest class logits.
 
-        All tokens are ranked without gradient, then the chosen ones are projected again with it: the
-        numbers are those of projecting all, at a fraction of the backward pass.
+        All tokens are ranked without gradient, then the chosen ones are projected again with it:
+        the numbers are those of projecting all, at a fraction of the backward pass.
 
         Args:
             memory: [B, N, d], encoder output.

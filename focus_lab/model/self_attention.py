@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class SelfAttention(nn.Module):
@@ -44,10 +44,10 @@ class SelfAttention(nn.Module):
         """
         width = tokens.shape[-1]
         weight, bias = self.in_proj_weight, self.in_proj_bias
-        query_key = F.linear(tokens + positions, weight[: 2 * width], bias[: 2 * width])
-        value = F.linear(tokens, weight[2 * width :], bias[2 * width :])
+        query_key = functional.linear(tokens + positions, weight[: 2 * width], bias[: 2 * width])
+        value = functional.linear(tokens, weight[2 * width :], bias[2 * width :])
         query, key = query_key.chunk(2, dim=-1)
-        attended = F.scaled_dot_product_attention(
+        attended = functional.scaled_dot_product_attention(
             self._heads(query),
             self._heads(key),
             self._heads(value),
@@ -55,8 +55,8 @@ class SelfAttention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
         )  # [B, H, T, d / H]
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
-        return F.dropout(out, self.dropout, self.training)
+        return functional.dropout(out, self.dropout, self.training)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, T, d] -> [B, H, T, d / H]."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)

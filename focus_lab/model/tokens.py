@@ -18,13 +18,14 @@ def take_tokens(sequence: Tensor, indices: Tensor) -> Tensor:
     Returns:
         [B, K, ...].
     """
-    if sequence.shape[0] == 1 and indices.shape[0] > 1:
-        return sequence[0].index_select(0, indices.flatten()).unflatten(0, indices.shape)
     tail = sequence.shape[2:]
+    if sequence.shape[0] == 1 and indices.shape[0] > 1:
+        rows = sequence[0].index_select(0, indices.flatten())
+        return rows.view(*indices.shape, *tail)
     where = indices.view(*indices.shape, *(1,) * len(tail)).expand(*indices.shape, *tail)
     return sequence.gather(1, where)
 
 
 def put_tokens(sequence: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
-    """A copy of `sequence` [B, N, d] in which the rows `indices` [B, K], all different, are `rows` [B, K, d]."""
+    """Copy of `sequence` [B, N, d] with `rows` [B, K, d] at the different `indices` [B, K]."""
     return sequence.scatter(1, indices.unsqueeze(-1).expand_as(rows), rows.to(sequence.dtype))

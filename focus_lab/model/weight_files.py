@@ -1,4 +1,4 @@
-"""Weights from files: reading them safely, fitting them to a module, and sentences for what does not fit."""
+"""Weights from files: reading them safely, and sentences for what does not fit a module."""
 
 from __future__ import annotations
 
@@ -25,32 +25,43 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """State dict of a weight file; code in the file is never run.
 
     Args:
-        source: path of a .pth, .pt or .safetensors file, or `package:MODULE` for the single one that an
-            installed package ships. A state dict under the key `model` or `state_dict` is taken out.
+        source: path of a .pth, .pt or .safetensors file, or `package:MODULE` for the single one
+            that an installed package ships. A state dict under the key `model` or `state_dict` is
+            taken out.
 
     Raises:
         WeightsError: when there is no such file or it holds no state dict.
     """
-    path = _inside_package(source.removeprefix("package:")) if source.startswith("package:") else Path(source)
+    path = (
+        _inside_package(source.removeprefix("package:"))
+        if source.startswith("package:")
+        else Path(source)
+    )
     if not path.is_file():
-        raise WeightsError(f"weights: there is no such file, got {source!r}; give the path of a .pth or .safetensors")
+        raise WeightsError(
+            f"weights: there is no such file, got {source!r}; give a .pth or .safetensors file"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
         raise WeightsError(
-            f"weights: the file cannot be read as tensors, got {source!r}; save a plain state dict with torch.save "
-            "or as .safetensors"
+            f"weights: the file cannot be read as tensors, got {source!r}; save a plain state dict "
+            "with torch.save or as .safetensors"
         ) from error
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
-        raise WeightsError(f"weights: the file holds no state dict, got {type(content).__name__} in {source!r}")
+        raise WeightsError(
+            f"weights: the file holds no state dict, got {type(content).__name__} in {source!r}"
+        )
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
-        raise WeightsError(f"weights: the state dict holds no tensors, got {source!r}; give a trained model's file")
+        raise WeightsError(
+            f"weights: the state dict holds no tensors, got {source!r}; give a trained model's file"
+        )
     return state
 
 
@@ -78,7 +89,10 @@ def check_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
     problems = []
     missing = [name for name in expected if name not in state]
     if missing:
-        problems.append(f"{where}: tensors are missing, got none for {_some(missing)}; use weights of the same model")
+        problems.append(
+            f"{where}: tensors are missing, got none for {_some(missing)}; "
+            "use weights of the same model"
+        )
     unknown = [name for name in state if name not in expected]
     if unknown:
         problems.append(
@@ -91,16 +105,19 @@ def check_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
         if name in state and state[name].shape != tensor.shape
     ]
     if shapes:
-        problems.append(f"{where}: tensors have another shape, got {_some(shapes)}; give the model the same sizes")
+        problems.append(
+            f"{where}: tensors have another shape, got {_some(shapes)}; "
+            "give the model the same sizes"
+        )
     if problems:
         raise WeightsError("\n".join(problems))
 
 
 def load_backbone_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load a classifier's state dict into a feature extractor; what lies behind the features is left out.
+    """Load a classifier's state dict into a feature extractor; the classifier is left out.
 
-    Knows torchvision's and timm's names (timm's extractors flatten the first container: `stages.0` is
-    `stages_0`), and those of the EfficientNets with `_blocks.N`.
+    Knows torchvision's and timm's names (timm's extractors flatten the first container: `stages.0`
+    is `stages_0`), and those of the EfficientNets with `_blocks.N`.
 
     Raises:
         WeightsError: when a tensor of the extractor is missing or has another shape.
@@ -114,20 +131,28 @@ def load_backbone_weights(module: nn.Module, state: Mapping[str, Tensor], where:
             if candidate in expected:
                 fitting[candidate] = tensor
     needed = {name: tensor for name, tensor in expected.items() if not name.endswith(_COUNTER)}
-    check_weights(needed, {name: tensor for name, tensor in fitting.items() if name in needed}, where)
+    check_weights(
+        needed, {name: tensor for name, tensor in fitting.items() if name in needed}, where
+    )
     module.load_state_dict(fitting, strict=False)
 
 
-def _from_flat_efficientnet(module: nn.Module, state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Timm's names for an EfficientNet whose blocks are numbered through, as TensorFlow's converted ones are."""
+def _from_flat_efficientnet(
+    module: nn.Module, state: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Names of timm for an EfficientNet converted from TensorFlow, its blocks numbered through."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     if norms and norms[0].eps != 1e-3:
         raise WeightsError(
-            f"{where}: the weights were trained with TensorFlow's padding and norm, got a network with norm eps "
-            f"{norms[0].eps}; choose the `tf_` variant of the model, for example tf_efficientnet_lite0"
+            f"{where}: the weights were trained with TensorFlow's padding and norm, got a network "
+            f"with norm eps {norms[0].eps}; choose timm's `tf_` variant (tf_efficientnet_lite0)"
         )
     blocks = sorted(
-        {(int(match[1]), int(match[2])) for name in module.state_dict() if (match := _BLOCK.match(name))}
+        {
+            (int(match[1]), int(match[2]))
+            for name in module.state_dict()
+            if (match := _BLOCK.match(name))
+        }
     )
     renamed = {}
     for name, tensor in state.items():
@@ -165,7 +190,8 @@ def _inside_package(name: str) -> Path:
     files = sorted(path for path in root.rglob("*") if path.suffix in _SUFFIXES)
     if len(files) != 1:
         raise WeightsError(
-            f"weights: the package must ship one weight file, got {len(files)} in {name!r}; give a path instead"
+            f"weights: the package must ship one weight file, got {len(files)} in {name!r}; "
+            "give a path instead"
         )
     return files[0]
 

@@ -36,15 +36,36 @@ _RULES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"token_selector\.scorer\.logit\.", "transformer.enc_mask_predictor.layer2.4."),
         (r"proposals\.projection\.", "transformer.enc_output."),
         (r"proposals\.norm\.", "transformer.enc_output_norm."),
-        (r"encoder\.layers\.(\d+)\.dual_attention\.", r"transformer.encoder.layers.\1.attentions.0.attn."),
+        (
+            r"encoder\.layers\.(\d+)\.dual_attention\.",
+            r"transformer.encoder.layers.\1.attentions.0.attn.",
+        ),
         (r"encoder\.layers\.(\d+)\.dual_attention_norm\.", r"transformer.encoder.layers.\1.norm2."),
-        (r"encoder\.layers\.(\d+)\.deformable_attention\.", r"transformer.encoder.layers.\1.attentions.1."),
-        (r"encoder\.layers\.(\d+)\.deformable_attention_norm\.", r"transformer.encoder.layers.\1.norms.0."),
+        (
+            r"encoder\.layers\.(\d+)\.deformable_attention\.",
+            r"transformer.encoder.layers.\1.attentions.1.",
+        ),
+        (
+            r"encoder\.layers\.(\d+)\.deformable_attention_norm\.",
+            r"transformer.encoder.layers.\1.norms.0.",
+        ),
         (r"encoder\.layers\.(\d+)\.feed_forward_norm\.", r"transformer.encoder.layers.\1.norms.1."),
-        (r"decoder\.layers\.(\d+)\.self_attention\.", r"transformer.decoder.layers.\1.attentions.0.attn."),
-        (r"decoder\.layers\.(\d+)\.self_attention_norm\.", r"transformer.decoder.layers.\1.norms.0."),
-        (r"decoder\.layers\.(\d+)\.deformable_attention\.", r"transformer.decoder.layers.\1.attentions.1."),
-        (r"decoder\.layers\.(\d+)\.deformable_attention_norm\.", r"transformer.decoder.layers.\1.norms.1."),
+        (
+            r"decoder\.layers\.(\d+)\.self_attention\.",
+            r"transformer.decoder.layers.\1.attentions.0.attn.",
+        ),
+        (
+            r"decoder\.layers\.(\d+)\.self_attention_norm\.",
+            r"transformer.decoder.layers.\1.norms.0.",
+        ),
+        (
+            r"decoder\.layers\.(\d+)\.deformable_attention\.",
+            r"transformer.decoder.layers.\1.attentions.1.",
+        ),
+        (
+            r"decoder\.layers\.(\d+)\.deformable_attention_norm\.",
+            r"transformer.decoder.layers.\1.norms.1.",
+        ),
         (r"decoder\.layers\.(\d+)\.feed_forward_norm\.", r"transformer.decoder.layers.\1.norms.2."),
         (
             r"(encoder|decoder)\.layers\.(\d+)\.feed_forward\.expand\.",
@@ -68,7 +89,9 @@ _RESNET_PARTS = (
     (re.compile(r"\.downsample\.1\."), ".shortcut.norm."),
 )
 # Upstream registers the heads again at these places; the tensors are the same.
-_ALIAS = re.compile(r"^(transformer\.decoder\.(class_embed|bbox_embed)|.*enhance_MCSP(_layerlist)?)\.")
+_ALIAS = re.compile(
+    r"^(transformer\.decoder\.(class_embed|bbox_embed)|.*enhance_MCSP(_layerlist)?)\."
+)
 
 
 def released_name(name: str) -> str | None:
@@ -86,11 +109,12 @@ def released_name(name: str) -> str | None:
 def convert_released(state: Mapping[str, object], spec: ModelSpec) -> dict[str, Tensor]:
     """A released checkpoint under our names.
 
-    The checkpoint stores neither keep ratio and cascade nor the position embedding's temperature and offset:
-    the spec must name those that it was trained with.
+    The checkpoint stores neither keep ratio and cascade nor the position embedding's temperature
+    and offset: the spec must name those that it was trained with.
 
     Args:
-        state: names to tensors, bare or under "model" (detectron2's checkpoints); aliases may be there or not.
+        state: names to tensors, bare or under "model" (detectron2's checkpoints); aliases may be
+            there or not.
         spec: the model that it is meant for; the number of classes is read from the checkpoint.
 
     Returns:
@@ -111,7 +135,9 @@ def convert_released(state: Mapping[str, object], spec: ModelSpec) -> dict[str, 
         )
     wanted = _released_layout(spec, head.shape[0])
     given = {name: tensor for name, tensor in tensors.items() if not _ALIAS.match(name)}
-    check_weights({released: tensor for released, (_, tensor) in wanted.items()}, given, "checkpoint")
+    check_weights(
+        {released: tensor for released, (_, tensor) in wanted.items()}, given, "checkpoint"
+    )
     return {ours: given[released] for released, (ours, _) in wanted.items()}
 
 
@@ -132,8 +158,13 @@ def to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "only its own architecture with a ResNet can be written under its names"
         )
     released = {name: state[ours] for ours, name in names.items() if name is not None}
-    heads = 1 + max((int(name.split(".")[1]) for name in released if name.startswith("class_embed.")), default=-1)
-    encoder_layers = {name.split(".")[3] for name in released if name.startswith("transformer.encoder.layers.")}
+    heads = 1 + max(
+        (int(name.split(".")[1]) for name in released if name.startswith("class_embed.")),
+        default=-1,
+    )
+    encoder_layers = {
+        name.split(".")[3] for name in released if name.startswith("transformer.encoder.layers.")
+    }
     aliases = {}
     for name, tensor in released.items():
         if name.startswith(("class_embed.", "bbox_embed.")):
@@ -150,8 +181,8 @@ def _released_layout(spec: ModelSpec, num_classes: int) -> dict[str, tuple[str, 
     """Released name -> (our name, a tensor of its shape), for the model of a spec."""
     if not isinstance(spec.backbone, ResNetBackbone):
         raise WeightsError(
-            f"checkpoint: only ResNet backbones are converted, got model.backbone.kind {spec.backbone.kind!r}; "
-            "set it to resnet with the checkpoint's depth"
+            f"checkpoint: only ResNet backbones are converted, got {spec.backbone.kind!r}; "
+            "set model.backbone.kind to resnet with the checkpoint's depth"
         )
     with torch.device("meta"):  # shapes only: a hundred times faster than weights
         expected = build_model(spec, num_classes, load_backbone=False).state_dict()
@@ -160,7 +191,7 @@ def _released_layout(spec: ModelSpec, num_classes: int) -> dict[str, tuple[str, 
         released = released_name(name)
         if released is None:
             raise WeightsError(
-                f"checkpoint: the release has no tensor for {name}; switch this part of the model off "
+                f"checkpoint: the release has no such tensor, got {name}; switch this part off "
                 "(model.dual_attention.share_class_head: true is the release's choice)"
             )
         layout[released] = (name, tensor)

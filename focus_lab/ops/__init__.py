@@ -1,4 +1,4 @@
-"""Multi-scale deformable attention: one public function, several implementations of the same numbers."""
+"""Multi-scale deformable attention: one function, implementations with the same numbers."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ def deformable_attention(
     weights: Tensor,
     implementation: Implementation = "reference",
 ) -> Tensor:
-    """Weighted sum of bilinear samples of a feature pyramid (Deformable DETR, Eq. 3, without projections).
+    """Weighted sum of bilinear samples of a feature pyramid (Deformable DETR, Eq. 3).
 
-    out[b, q, h] = sum over levels l and points p of weights[b, q, h, l, p] x the value of head h of level l,
-    interpolated at pixel (x * W_l - 0.5, y * H_l - 0.5); what lies outside a level counts as zero.
+    out[b, q, h] = sum over levels l and points p of weights[b, q, h, l, p] x the value of head h of
+    level l, interpolated at pixel (x * W_l - 0.5, y * H_l - 0.5); what lies outside a level counts
+    as zero.
 
     Args:
         value: [B, S, H, D], S = tokens of all levels, levels in order, row-major.
         spatial_shapes: (height, width) of each of the L levels.
-        locations: [B, Q, H, L, P, 2], (x, y) where 0 and 1 are the outer edges of a level; at least float32.
+        locations: [B, Q, H, L, P, 2], (x, y) where 0 and 1 are the outer edges of a level; at least
+            float32.
         weights: [B, Q, H, L, P]; they need not sum to 1.
         implementation: how to compute it.
 
@@ -45,8 +47,9 @@ def deformable_attention(
     tokens = sum(height * width for height, width in spatial_shapes)
     if value.shape[1] != tokens or locations.shape[3] != len(spatial_shapes):
         raise ValueError(
-            f"deformable_attention: value and locations must cover the levels {spatial_shapes}, got value "
-            f"{tuple(value.shape)} and locations {tuple(locations.shape)}; {tokens} tokens are needed"
+            f"deformable_attention: value and locations must cover levels {spatial_shapes}, got "
+            f"value {tuple(value.shape)} and locations {tuple(locations.shape)}; "
+            f"{tokens} tokens are needed"
         )
     if implementation == "reference":
         return reference_deformable_attention(value, spatial_shapes, locations, weights)

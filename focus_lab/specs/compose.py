@@ -16,6 +16,7 @@ import yaml
 from focus_lab.errors import SpecError
 
 EXTENDS = "extends"
+_PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ def _construct(
 ) -> Any:
     if path:
         origins[path] = f"{name}:{node.start_mark.line + 1}"
+    if isinstance(node, yaml.CollectionNode) and node.tag not in _PLAIN:
+        line = node.start_mark.line + 1
+        raise SpecError(f"{name}:{line}: YAML is data here, got the tag {node.tag}; remove it")
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:

@@ -54,6 +54,11 @@ class Plan:
     cells: tuple[Cell, ...]
     trials: tuple[PlannedTrial, ...]
 
+    @property
+    def baseline(self) -> Cell | None:
+        """The cell that others are compared with, if the design has one."""
+        return next((cell for cell in self.cells if cell.is_baseline), None)
+
     def check_names(self, names: tuple[str, ...]) -> None:
         """See that cells exist.
 

@@ -49,9 +49,21 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
         OutputError: the folder cannot be written or the disk is full.
     """
     path = folder / f"step_{checkpoint.step:09d}.pt"
+    write(checkpoint, path)
+    for old in _files(folder)[keep:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def write(checkpoint: Checkpoint, path: Path) -> None:
+    """Write the checkpoint whole or not at all.
+
+    Raises:
+        OutputError: the place cannot be written or the disk is full.
+    """
     partial = path.with_suffix(".partial")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
             torch.save(vars(checkpoint), file)
             file.flush()
@@ -62,9 +74,6 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
         raise OutputError(
             f"{path}: the checkpoint cannot be written, got {error}; free space or choose --out DIR"
         ) from error
-    for old in _files(folder)[keep:]:
-        old.unlink(missing_ok=True)
-    return path
 
 
 def load(path: Path) -> Checkpoint:

@@ -79,7 +79,7 @@ def count(model: FocusDETR, shape: tuple[int, int]) -> Cost:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            shadow(torch.empty(1, 3, *shape, device="meta"))
+            output = shadow(torch.empty(1, 3, *shape, device="meta"))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
@@ -88,6 +88,10 @@ def count(model: FocusDETR, shape: tuple[int, int]) -> Cost:
         part: sum(flops.get(f"{root}.{module}", 0) for module in modules) // 2
         for part, modules in _PARTS.items()
     }
+    if output["token_selection"] is not None:
+        # The scorer borrows the projection of the proposals for all tokens: that pass is its own.
+        tokens = sum(height * width for height, width in output["level_shapes"])
+        macs["scorer"] += tokens * model.proposals.projection.weight.numel()
     macs["heads"] = flops.get("Global", 0) // 2 - sum(macs.values())
     return Cost(count_parameters(model), macs)
 

@@ -1,4 +1,4 @@
-"""What the parity tests share: golden tensors, and the formulas that make their weights and inputs."""
+"""What the parity tests share: golden tensors, and the formulas of their weights and inputs."""
 
 import importlib.util
 import json
@@ -26,7 +26,7 @@ def formula():
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reads a fixture: tensors (the float64 run where there is one), config, and a check against them."""
+    """Reads a fixture: tensors (the float64 run where there is one), config, and a check."""
     manifest = json.loads((FIXTURES / "manifest_forward.json").read_text())
 
     def read(name):

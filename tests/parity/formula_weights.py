@@ -1,8 +1,8 @@
 """Weights and inputs of the golden numbers: drawn by rules, so that nobody ships a checkpoint.
 
-Every tensor comes from its own PCG64 generator, seeded by the CRC-32 of a text: `salt|released name` for a
-parameter (without `salt|` when the salt is empty), `input|fixture|name` for an input. Draws are float64
-in C order and become float32 at the end.
+Every tensor comes from its own PCG64 generator, seeded by the CRC-32 of a text: `salt|released
+name` for a parameter (without `salt|` when the salt is empty), `input|fixture|name` for an input.
+Draws are float64 in C order and become float32 at the end.
 """
 
 import re
@@ -20,7 +20,7 @@ def generator(text):
 
 
 def _scale_and_shift(name, shape):
-    """(scale, shift) of a standard normal draw, by the released name; the first rule that fits wins."""
+    """(scale, shift) of a standard normal draw, by released name; the first rule that fits wins."""
     fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
     is_matrix = len(shape) > 1
     rules = (
@@ -87,7 +87,7 @@ def image(fixture, name, height, width):
 
 
 def normalized_batch(keys):
-    """Normalised images padded with zeros to a common size, and their sizes, from config.image_keys."""
+    """Normalised images of config.image_keys, padded to a common size, and their sizes."""
     mean = torch.tensor([123.675, 116.28, 103.53])[:, None, None]
     std = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
     sizes = tuple((height, width) for _, _, height, width in keys)

@@ -14,7 +14,9 @@ def operation_inputs(fixture, formula, dtype):
     channels = config["channels_per_head"]
     tokens = sum(h * w for h, w in shapes)
     if "value" in tensors:
-        value, locations, upstream = (tensors[name] for name in ("value", "locations", "grad_output"))
+        value, locations, upstream = (
+            tensors[name] for name in ("value", "locations", "grad_output")
+        )
     else:
         value = formula.normal(key, "value", (layout[0], tokens, layout[2], channels))
         locations = formula.uniform(key, "locations", (*layout, 2), -0.3, 1.3)
@@ -44,7 +46,10 @@ def test_the_block_with_projections_matches_the_release(coordinates, dtype, gold
     config, tensors = fixture.config, fixture.tensors
     shapes = tuple(tuple(shape) for shape in config["levels_hw"])
     block = DeformableAttention(config["d_model"], config["heads"], len(shapes), config["points"])
-    state = {name: formula.parameter(name, tensor.shape, config["fill_salt"]) for name, tensor in block.state_dict().items()}
+    state = {
+        name: formula.parameter(name, tensor.shape, config["fill_salt"])
+        for name, tensor in block.state_dict().items()
+    }
     block.load_state_dict(state)
     block.to(dtype)
     query, position, value = (tensors[name].to(dtype) for name in ("query", "query_pos", "value"))

@@ -1,6 +1,7 @@
 """Golden H: the full ResNet-50 model, from pixels to detections.
 
-a) one image; b) a padded batch with masks; p) a padded batch the way the release evaluates, without.
+a) one image; b) a padded batch with masks; p) a padded batch the way the release evaluates,
+without.
 """
 
 import pytest
@@ -26,7 +27,9 @@ def test_the_released_resnet50_model_is_reproduced(name, released, golden, formu
     model.mask_padding_in_evaluation = fixture.config["padding_masks"]
     seen = {}
     hooks = [
-        getattr(model, part).register_forward_hook(lambda _, __, out, part=part: seen.update({part: out}))
+        getattr(model, part).register_forward_hook(
+            lambda _, __, out, part=part: seen.update({part: out})
+        )
         for part in ("backbone", "neck", "encoder", "proposals")
     ]
     images, sizes = formula.normalized_batch(fixture.config["image_keys"])
@@ -49,14 +52,17 @@ def test_the_released_resnet50_model_is_reproduced(name, released, golden, formu
     if dtype == torch.float64:
         assert torch.equal(proposals, expected)
     if not torch.equal(proposals, expected):
-        return  # neighbours 4e-6 apart swapped in float32, and with them the learnt queries that they meet
+        # Neighbours 4e-6 apart swapped in float32, and with them the queries that they meet.
+        return
     check("init_references", seen["proposals"].pred_boxes[:, :100], atol=2e-5)
     check("pred_boxes", output["pred_boxes"], atol=2e-5)
     check("pred_logits_first", output["pred_logits"][:, :20])
     check("pred_logits_rowmax", output["pred_logits"].amax(-1))
     detections = postprocess(output["pred_logits"], output["pred_boxes"], sizes, sizes, 300)
     for index, found in enumerate(detections):
-        torch.testing.assert_close(found.scores.float(), tensors[f"det{index}.scores"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            found.scores.float(), tensors[f"det{index}.scores"], rtol=0, atol=1e-4
+        )
         apart = (found.boxes_xyxy.float() - tensors[f"det{index}.boxes"]).abs().amax(-1)
         same = (apart < 0.02) & (found.labels == tensors[f"det{index}.labels"])
         assert same.float().mean() > 0.97  # neighbours of equal score may swap

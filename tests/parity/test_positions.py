@@ -21,7 +21,9 @@ def test_level_masks_are_nearest_resizes_of_the_pixel_mask(padded):
         assert torch.equal(mask, fixture.tensors[f"mask{level}"].flatten(1).bool())
 
 
-@pytest.mark.parametrize(("suffix", "temperature", "offset"), [("t10000", 10000.0, -0.5), ("t20", 20.0, 0.0)])
+@pytest.mark.parametrize(
+    ("suffix", "temperature", "offset"), [("t10000", 10000.0, -0.5), ("t20", 20.0, 0.0)]
+)
 def test_token_positions_match_the_release_where_the_image_is(padded, suffix, temperature, offset):
     fixture, levels = padded
     sines = TokenPositions(fixture.config["d"], 4, temperature, offset).sine(levels)

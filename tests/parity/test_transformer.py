@@ -36,7 +36,9 @@ def detected(request, golden, formula):
     for layer in model.encoder.layers:
         layer.register_forward_hook(record_layer)
     for name in ("encoder", "proposals", "decoder"):
-        getattr(model, name).register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+        getattr(model, name).register_forward_hook(
+            lambda _, __, output, name=name: seen.update({name: output})
+        )
     maps = [
         formula.normal(config["fixture_key"], f"feat{level}", (2, config["d"], *shape)).to(dtype)
         for level, shape in enumerate(config["shapes"])
@@ -77,7 +79,10 @@ def test_decoder_states_and_references_match_the_release(detected):
     # The release refines once more behind the last layer; nothing reads it.
     references = torch.stack(seen["decoder"].references[1:])
     fixture.check(
-        "decoder_references", references, atol=1e-5, expected=fixture.tensors["decoder_references"][:-1]
+        "decoder_references",
+        references,
+        atol=1e-5,
+        expected=fixture.tensors["decoder_references"][:-1],
     )
 
 

@@ -1,0 +1,123 @@
+"""What a handful of seeds can show: intervals of Student's t, differences paired by seed, Holm's p."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and where the mean over all seeds may lie."""
+
+    n: int
+    mean: float
+    low: float | None = None
+    """Lower end of the interval; None with one seed."""
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Difference(Estimate):
+    """A mean of differences paired by seed."""
+
+    deviation: float | None = None
+    """Standard deviation of the differences; None with one seed."""
+    p_value: float | None = None
+    """Two-sided paired t test; None with one seed."""
+
+    @property
+    def shown(self) -> bool | None:
+        """Whether the interval excludes 0; None when one seed leaves no interval."""
+        if self.low is None or self.high is None:
+            return None
+        return self.low > 0 or self.high < 0
+
+
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """Mean and t interval.
+
+    Args:
+        values: one a seed, finite, at least one.
+        confidence: coverage of the interval, in (0, 1).
+    """
+    mean, half = float(np.mean(values)), _half_width(values, confidence)
+    if half is None:
+        return Estimate(len(values), mean)
+    return Estimate(len(values), mean, mean - half, mean + half)
+
+
+def paired_difference(
+    values: Mapping[int, float], reference: Mapping[int, float], confidence: float = CONFIDENCE
+) -> Difference | None:
+    """Mean of `values - reference` over the seeds that both have.
+
+    Pairing removes what a seed does to both: weights, order and augmentation start alike.
+
+    Args:
+        values: seed -> value.
+        reference: seed -> value of the baseline.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        None when no seed is common.
+    """
+    seeds = sorted(values.keys() & reference.keys())
+    if not seeds:
+        return None
+    differences = [values[seed] - reference[seed] for seed in seeds]
+    mean, half = float(np.mean(differences)), _half_width(differences, confidence)
+    if half is None:
+        return Difference(len(seeds), mean)
+    deviation = float(np.std(differences, ddof=1))
+    if deviation > 0:
+        statistic = abs(mean) / (deviation / math.sqrt(len(seeds)))
+        p_value = float(2 * stdtr(len(seeds) - 1, -statistic))
+    else:
+        p_value = float(mean == 0)
+    return Difference(len(seeds), mean, mean - half, mean + half, deviation, p_value)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's adjusted p-values: the chance of even one false finding among them stays below each."""
+    adjusted: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = largest
+    return adjusted
+
+
+def half_width_in_deviations(n: int, confidence: float = CONFIDENCE) -> float:
+    """Half-width of a t interval of `n` values, as a multiple of their standard deviation."""
+    return float(stdtrit(n - 1, (1 + confidence) / 2)) / math.sqrt(n)
+
+
+def seeds_to_show(difference: float, deviation: float, limit: int = 50) -> int | None:
+    """Seeds with which an interval of a difference of this size and spread excludes 0.
+
+    Returns:
+        At least 2; None when `limit` seeds are not enough.
+    """
+    if difference == 0:
+        return None
+    return next(
+        (
+            n
+            for n in range(2, limit + 1)
+            if half_width_in_deviations(n) * deviation < abs(difference)
+        ),
+        None,
+    )
+
+
+def _half_width(values: Sequence[float], confidence: float) -> float | None:
+    if len(values) < 2:
+        return None
+    return half_width_in_deviations(len(values), confidence) * float(np.std(values, ddof=1))

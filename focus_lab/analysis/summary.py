@@ -1,0 +1,171 @@
+"""From trials to cells: values by seed, means, differences to the baseline, the Pareto front."""
+
+from __future__ import annotations
+
+import math
+import statistics as plain
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from focus_lab.analysis import pareto
+from focus_lab.analysis.quantities import is_no_box
+from focus_lab.analysis.records import CellRecord, ExperimentRecord, TrialRecord
+from focus_lab.analysis.statistics import Difference, Estimate, estimate, paired_difference
+
+_DEFAULT_OBJECTIVES = {"coco/AP": "max", "cost/gflops": "min"}
+THROUGHPUT = "train/images_per_second"
+
+
+@dataclass(frozen=True)
+class CellSummary:
+    """One cell over its seeds; only trials that succeeded count."""
+
+    record: CellRecord
+    seeds: tuple[int, ...]
+    """Seeds that succeeded."""
+    values: dict[str, dict[int, float]]
+    """Metric -> seed -> value at the last epoch (throughput: median over the epochs). Without -1."""
+    no_box: frozenset[str]
+    """Metrics for which pycocotools found no box, in every seed."""
+    differences: dict[str, Difference] | None = None
+    """Metric -> difference to the baseline; None for the baseline itself, or without one."""
+    on_front: bool = False
+    """On the Pareto front of the means."""
+    seeds_on_front: tuple[int, int] = (0, 0)
+    """(seeds in which this cell is on that seed's own front, seeds that all placed cells have)."""
+
+    @property
+    def name(self) -> str:
+        """Name of the cell."""
+        return self.record.name
+
+    @property
+    def n(self) -> int:
+        """Number of seeds that succeeded."""
+        return len(self.seeds)
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """Mean over seeds with its interval; None when nothing was measured."""
+        values = self.values.get(metric)
+        return estimate([values[seed] for seed in sorted(values)]) if values else None
+
+    def mean(self, metric: str) -> float | None:
+        """Mean over seeds; None when nothing was measured."""
+        found = self.estimate(metric)
+        return found.mean if found else None
+
+    def difference(self, metric: str) -> Difference | None:
+        """Difference to the baseline, when there is one."""
+        return (self.differences or {}).get(metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of an experiment, compared."""
+
+    record: ExperimentRecord
+    cells: tuple[CellSummary, ...]
+    baseline: CellSummary | None
+    """The cell that others are compared with, when at least one of its trials succeeded."""
+    objectives: dict[str, str] = field(default_factory=lambda: dict(_DEFAULT_OBJECTIVES))
+
+    @cached_property
+    def measured(self) -> tuple[CellSummary, ...]:
+        """Cells with at least one trial that succeeded."""
+        return tuple(cell for cell in self.cells if cell.n)
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """Metrics of the Pareto plot: (vertical, horizontal)."""
+        names = list(self.objectives)
+        spare = next(name for name in ("cost/gflops", "coco/AP") if name != names[0])
+        return names[0], names[1] if len(names) > 1 else spare
+
+    def relative(self, cell: CellSummary, metric: str) -> float | None:
+        """A cell's mean as a multiple of the baseline's; None when either is missing."""
+        mine = cell.mean(metric)
+        reference = self.baseline.mean(metric) if self.baseline else None
+        return mine / reference if mine is not None and reference else None
+
+
+def compare(record: ExperimentRecord) -> Comparison:
+    """Summaries of all cells of an experiment, in the order of the design."""
+    objectives = dict(record.objectives) or dict(_DEFAULT_OBJECTIVES)
+    plain_cells = [_summarise(cell, record.trials_of(cell.name)) for cell in record.cells]
+    baseline = next((cell for cell in plain_cells if cell.record.is_baseline and cell.n), None)
+    on_front = _front(plain_cells, objectives)
+    by_seed = _fronts_by_seed(plain_cells, objectives)
+    cells = []
+    for cell in plain_cells:
+        differences = None
+        if baseline is not None and cell is not baseline:
+            found = {
+                metric: paired_difference(values, baseline.values.get(metric, {}))
+                for metric, values in cell.values.items()
+            }
+            differences = {metric: value for metric, value in found.items() if value}
+        cells.append(
+            CellSummary(
+                cell.record,
+                cell.seeds,
+                cell.values,
+                cell.no_box,
+                differences,
+                cell.name in on_front,
+                (sum(cell.name in names for names in by_seed), len(by_seed)),
+            )
+        )
+    return Comparison(
+        record,
+        tuple(cells),
+        next((cell for cell in cells if baseline and cell.name == baseline.name), None),
+        objectives,
+    )
+
+
+def _summarise(cell: CellRecord, trials: list[TrialRecord]) -> CellSummary:
+    values: dict[str, dict[int, float]] = {}
+    no_box: set[str] = set()
+    for trial in trials:
+        for metric in trial.curves:
+            value = _last(trial, metric)
+            if value is None:
+                continue
+            if is_no_box(metric, value):
+                no_box.add(metric)
+            else:
+                values.setdefault(metric, {})[trial.seed] = value
+    seeds = tuple(dict.fromkeys(trial.seed for trial in trials))
+    return CellSummary(cell, seeds, values, frozenset(no_box - values.keys()))
+
+
+def _last(trial: TrialRecord, metric: str) -> float | None:
+    value = trial.final(metric)
+    if metric == THROUGHPUT and value is not None:
+        value = plain.median(point for _, point in trial.curves[metric])
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _front(cells: list[CellSummary], objectives: dict[str, str]) -> set[str]:
+    points: dict[str, list[float]] = {}
+    for cell in cells:
+        means = [cell.mean(metric) for metric in objectives]
+        known = [mean for mean in means if mean is not None]
+        if len(known) == len(means):
+            points[cell.name] = known
+    return pareto.front(points, list(objectives.values()))
+
+
+def _fronts_by_seed(cells: list[CellSummary], objectives: dict[str, str]) -> list[set[str]]:
+    """The front of each seed that all measured cells have."""
+    placed = [cell for cell in cells if all(cell.values.get(metric) for metric in objectives)]
+    if not placed:
+        return []
+    common = set.intersection(*(set(cell.values[m]) for cell in placed for m in objectives))
+    return [
+        pareto.front(
+            {cell.name: [cell.values[metric][seed] for metric in objectives] for cell in placed},
+            list(objectives.values()),
+        )
+        for seed in sorted(common)
+    ]

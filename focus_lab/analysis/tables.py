@@ -1,0 +1,300 @@
+"""Tables of an experiment: for the page, for Markdown, for the terminal, for machines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from focus_lab.analysis import quantities as q
+from focus_lab.analysis.records import ExperimentRecord
+from focus_lab.analysis.statistics import Difference, Estimate
+from focus_lab.analysis.summary import THROUGHPUT, CellSummary, Comparison, compare
+
+AP = "coco/AP"
+_SUMMARY_METRICS = (
+    AP,
+    "coco/AP50",
+    "coco/AP75",
+    "coco/APS",
+    "coco/APM",
+    "coco/APL",
+    "coco/AR",
+    "cost/gflops",
+    "cost/encoder_gflops",
+    "cost/params",
+    "cost/latency_ms",
+    "cost/latency_p95_ms",
+    "tokens/kept",
+    "tokens/foreground_recall",
+    THROUGHPUT,
+)
+_NAME_LENGTH = 100
+"""Characters of a cell's name in a metric name, which MLflow limits to 250 altogether."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows and columns; the first column names the row."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: frozenset[int] = frozenset({0})
+    """Columns of words, set to the left; numbers are set to the right."""
+
+
+def accuracy_table(comparison: Comparison) -> Table:
+    """A row a cell: keep ratio, seeds, AP with interval, difference to the baseline, AP by size."""
+    rows = []
+    for cell in comparison.cells:
+        difference = cell.difference(AP)
+        rows.append(
+            (
+                q.printable(cell.name),
+                q.significant(cell.record.keep_ratio),
+                q.significant(cell.record.mean_keep_ratio),
+                str(cell.n),
+                value(cell, AP),
+                _interval(AP, cell.estimate(AP)),
+                _difference(cell, comparison, AP),
+                _interval(AP, difference, sign=True),
+                verdict(difference),
+                *(value(cell, f"coco/{name}") for name in ("AP50", "AP75", "APS", "APM", "APL")),
+                front_text(cell),
+            )
+        )
+    columns = (
+        "cell",
+        "keep ratio",
+        "mean over layers",
+        "seeds",
+        "AP",
+        "95 % interval",
+        "difference to baseline",
+        "95 % interval",
+        "shown?",
+        "AP50",
+        "AP75",
+        "APS",
+        "APM",
+        "APL",
+        "on Pareto front",
+    )
+    caption = "Accuracy: COCO AP at the last epoch, mean over seeds"
+    return Table(caption, columns, tuple(rows), frozenset({0, 8, 14}))
+
+
+def cost_table(comparison: Comparison) -> Table:
+    """A row a cell: tokens, FLOPs, time, parameters, with multiples of the baseline."""
+    columns: tuple[tuple[str, Callable[[CellSummary], str]], ...] = (
+        ("tokens kept", lambda cell: value(cell, "tokens/kept")),
+        ("foreground recall", lambda cell: value(cell, "tokens/foreground_recall")),
+        ("GFLOPs", lambda cell: value(cell, "cost/gflops")),
+        ("× baseline", lambda cell: _relative(cell, comparison, "cost/gflops")),
+        ("encoder GFLOPs", lambda cell: value(cell, "cost/encoder_gflops")),
+        ("× baseline", lambda cell: _relative(cell, comparison, "cost/encoder_gflops")),
+        ("latency ms, median", lambda cell: value(cell, "cost/latency_ms")),
+        ("p95", lambda cell: value(cell, "cost/latency_p95_ms")),
+        ("× baseline", lambda cell: _relative(cell, comparison, "cost/latency_ms")),
+        ("parameters", lambda cell: value(cell, "cost/params")),
+        ("training images/s", lambda cell: value(cell, THROUGHPUT)),
+    )
+    rows = (
+        (q.printable(cell.name), *(write(cell) for _, write in columns))
+        for cell in comparison.cells
+    )
+    caption = "Cost: FLOPs saved are not time saved, so both stand here relative to the baseline"
+    return Table(caption, ("cell", *(name for name, _ in columns)), tuple(rows))
+
+
+def trials_table(record: ExperimentRecord) -> Table:
+    """A row a trial: what became of it. Unfinished trials show how far they came."""
+    rows = []
+    for trial in record.trials:
+        epochs = [step for points in trial.curves.values() for step, _ in points[-1:]]
+        seconds = [v for _, v in trial.curves.get("train/seconds", [])]
+        ap = trial.final(AP)
+        rows.append(
+            (
+                f"{q.printable(trial.cell)}, seed {trial.seed}",
+                trial.state.lower(),
+                str(max(epochs)) if epochs and max(epochs) else q.MISSING,
+                q.NO_BOX if ap is not None and q.is_no_box(AP, ap) else q.number(AP, ap),
+                q.significant(sum(seconds)) if seconds else q.MISSING,
+                q.printable(trial.message) if trial.message else "",
+            )
+        )
+    columns = ("trial", "state", "epochs", "AP", "training s", "reason")
+    return Table("Trials", columns, tuple(rows), frozenset({0, 1, 5}))
+
+
+def cells_as_json(record: ExperimentRecord) -> list[dict[str, Any]]:
+    """Cells as JSON data, every metric in its own unit.
+
+    Returns:
+        A dict a cell: `name`, `n` (seeds), `mean` {metric: value}, `ci95` {metric: [low, high]} (None
+        with one seed), `pareto`, and `difference` {metric: {n, mean, ci95, shown}} paired by seed
+        with the baseline (None for the baseline or without one). A metric for which the images have
+        no box is None in `mean`; one that was not measured is absent.
+    """
+    return [_cell_as_json(cell) for cell in compare(record).cells]
+
+
+def summary_metrics(record: ExperimentRecord) -> dict[str, float]:
+    """What the tracker's summary run shows: `summary/<cell>/<metric>_mean`, `_ci95_low`, `_ci95_high`.
+
+    Also `_difference` to the baseline with its interval, `summary/<cell>/n` and `summary/<cell>/pareto`
+    (0 or 1). Names have ASCII letters, digits and `_ - . space : /` only.
+    """
+    metrics: dict[str, float] = {}
+    used: set[str] = set()
+    for cell in compare(record).cells:
+        prefix = f"summary/{_metric_part(cell.name, used)}"
+        metrics[f"{prefix}/n"] = float(cell.n)
+        if not cell.n:
+            continue
+        metrics[f"{prefix}/pareto"] = float(cell.on_front)
+        for metric in _SUMMARY_METRICS:
+            found = {"mean": cell.estimate(metric), "difference": cell.difference(metric)}
+            for kind, estimate in found.items():
+                if estimate is None:
+                    continue
+                name = f"{prefix}/{metric}_{kind}"
+                metrics[name] = estimate.mean
+                if estimate.low is not None and estimate.high is not None:
+                    stem = f"{prefix}/{metric}" if kind == "mean" else name
+                    metrics[f"{stem}_ci95_low"] = estimate.low
+                    metrics[f"{stem}_ci95_high"] = estimate.high
+    return metrics
+
+
+def as_text(record: ExperimentRecord) -> str:
+    """A table for the terminal, at most 110 columns wide, with a line on what it decides."""
+    comparison = compare(record)
+    columns = ("cell", "keep", "mean", "n", "AP", "difference to baseline", "AP50", "recall",
+               "GFLOPs", "ms", "front")  # fmt: skip
+    rows = [
+        (
+            q.printable(cell.name, 24),
+            q.significant(cell.record.keep_ratio),
+            q.significant(cell.record.mean_keep_ratio),
+            str(cell.n),
+            value(cell, AP),
+            " ".join(
+                filter(
+                    None,
+                    (
+                        _difference(cell, comparison, AP),
+                        _interval(AP, cell.difference(AP), sign=True),
+                    ),
+                )
+            ),
+            value(cell, "coco/AP50"),
+            value(cell, "tokens/foreground_recall"),
+            value(cell, "cost/gflops"),
+            value(cell, "cost/latency_ms"),
+            front_text(cell),
+        )
+        for cell in comparison.cells
+    ]
+    lines = _aligned([columns, *rows])
+    if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
+        lines.append("One seed decides nothing: the order of the cells may change with another.")
+    return "\n".join(lines)
+
+
+def value(cell: CellSummary, metric: str) -> str:
+    """Mean of a metric as text: a number, `none` (no such box) or a dash (not measured)."""
+    if metric in cell.no_box:
+        return q.NO_BOX
+    return q.number(metric, cell.mean(metric))
+
+
+def verdict(difference: Difference | None) -> str:
+    """Whether a difference is shown, in a word or two."""
+    if difference is None:
+        return q.MISSING
+    if difference.shown is None:
+        return "one seed"
+    return "yes" if difference.shown else "no"
+
+
+def front_text(cell: CellSummary) -> str:
+    """Whether the cell is on the Pareto front, and in how many seeds on that seed's own."""
+    if not cell.n:
+        return q.MISSING
+    word = "yes" if cell.on_front else "no"
+    on, seeds = cell.seeds_on_front
+    return f"{word} ({on}/{seeds} seeds)" if seeds > 1 else word
+
+
+def _difference(cell: CellSummary, comparison: Comparison, metric: str) -> str:
+    if comparison.baseline is not None and cell.name == comparison.baseline.name:
+        return "baseline"
+    difference = cell.difference(metric)
+    return q.signed(metric, difference.mean if difference else None)
+
+
+def _interval(metric: str, found: Estimate | None, *, sign: bool = False) -> str:
+    return q.interval(metric, found.low, found.high, sign=sign) if found else ""
+
+
+def _relative(cell: CellSummary, comparison: Comparison, metric: str) -> str:
+    reference = comparison.baseline.mean(metric) if comparison.baseline else None
+    return q.ratio(cell.mean(metric), reference)
+
+
+def _cell_as_json(cell: CellSummary) -> dict[str, Any]:
+    found = {metric: cell.estimate(metric) for metric in sorted(cell.values)}
+    estimates = {metric: estimate for metric, estimate in found.items() if estimate}
+    differences = None
+    if cell.differences is not None:
+        differences = {
+            metric: {
+                "n": difference.n,
+                "mean": difference.mean,
+                "ci95": _bounds(difference),
+                "shown": difference.shown,
+            }
+            for metric, difference in sorted(cell.differences.items())
+        }
+    return {
+        "name": cell.name,
+        "n": cell.n,
+        "mean": {metric: estimate.mean for metric, estimate in estimates.items()}
+        | dict.fromkeys(sorted(cell.no_box)),
+        "ci95": {metric: _bounds(estimate) for metric, estimate in estimates.items()},
+        "pareto": cell.on_front,
+        "difference": differences,
+    }
+
+
+def _bounds(estimate: Estimate) -> list[float] | None:
+    if estimate.low is None or estimate.high is None:
+        return None
+    return [estimate.low, estimate.high]
+
+
+def _metric_part(name: str, used: set[str]) -> str:
+    """A cell's name as one part of a metric name, different from those in `used`."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:_NAME_LENGTH].strip("._") or "cell"
+    part, count = stem, 1
+    while part.lower() in used:
+        count += 1
+        part = f"{stem}_{count}"
+    used.add(part.lower())
+    return part
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  ".join(
+            text.ljust(width) if place == 0 else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

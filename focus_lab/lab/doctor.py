@@ -1,0 +1,102 @@
+"""What is installed and usable, what is wrong, and how to mend it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from focus_lab.errors import FocusLabError
+from focus_lab.lab.lab import make_folder, open_lab
+
+_LEAST_FREE_GIB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    subject: str
+    ok: bool
+    state: str
+    remedy: str = ""
+
+
+def examine(home: Path) -> list[Finding]:
+    """Look at Python, packages, GPU, op, folder, store and tracker."""
+    return [finding for check in _CHECKS for finding in check(home)]
+
+
+def _python(home: Path) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    yield Finding("Python", ok, version, "" if ok else "install Python 3.11 or newer")
+
+
+def _packages(home: Path) -> Iterator[Finding]:
+    for name in ("torch", "torchvision", "timm", "pycocotools", "ray", "mlflow"):
+        try:
+            importlib.import_module(name)
+            yield Finding(name, True, importlib.metadata.version(name))
+        except Exception as error:
+            remedy = f"install it again: pip install --force-reinstall {name}"
+            if "nms" in str(error):
+                remedy = "install torch and torchvision together, of one build (both CPU or both CUDA)"
+            yield Finding(name, False, f"does not import, got {error}", remedy)
+
+
+def _gpu(home: Path) -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("GPU", True, f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}")
+    elif torch.version.cuda is None:
+        yield Finding("GPU", True, "none; this torch is built for CPUs")
+    else:
+        yield Finding("GPU", True, f"none found (torch is built for CUDA {torch.version.cuda})")
+
+
+def _op(home: Path) -> Iterator[Finding]:
+    import torch
+
+    from focus_lab.ops import deformable_attention
+
+    shapes = ((4, 6), (2, 3))
+    generator = torch.Generator().manual_seed(0)
+    value = torch.rand(1, 30, 2, 4, generator=generator)
+    # Weights that sum to one over constant values must give the constant back, inside the image.
+    locations = torch.rand(1, 5, 2, 2, 3, 2, generator=generator) * 0.4 + 0.3
+    weights = torch.full((1, 5, 2, 2, 3), 1 / 6)
+    out = deformable_attention(torch.ones_like(value), shapes, locations, weights)
+    ok = bool(torch.allclose(out, torch.ones_like(out), atol=1e-6))
+    state = "reference (plain PyTorch) is active" if ok else "reference gives wrong numbers"
+    yield Finding("deformable attention", ok, state, "" if ok else "install torch again")
+
+
+def _folder(home: Path) -> Iterator[Finding]:
+    try:
+        make_folder(home)
+    except FocusLabError as error:
+        yield Finding("folder", False, str(error), "choose another --out DIR")
+        return
+    free = shutil.disk_usage(home).free / 2**30
+    ok = free > _LEAST_FREE_GIB
+    yield Finding("folder", ok, f"{home.resolve()}, {free:.0f} GiB free", "" if ok else "free space")
+
+
+def _stores(home: Path) -> Iterator[Finding]:
+    try:
+        with open_lab(home) as lab:
+            count = len(lab.store.experiments())
+        yield Finding("store and MLflow", True, f"{count} experiments")
+    except FocusLabError as error:
+        yield Finding("store and MLflow", False, str(error), "see the sentence")
+
+
+_CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+    _python, _packages, _gpu, _op, _folder, _stores,
+)  # fmt: skip

@@ -1,0 +1,136 @@
+"""Plans: cells, seeds, fingerprints."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from focus_lab.errors import SpecError
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import plan
+
+RATIO = "model.token_selection.keep_ratio"
+
+
+def experiment(**sweep: Any) -> ExperimentSpec:
+    return ExperimentSpec.model_validate(
+        {"name": "test", "data": {"kind": "shapes"}, "sweep": sweep}
+    )
+
+
+def test_all_cells_run_with_the_first_seed_before_the_second() -> None:
+    made = plan(experiment(axes={RATIO: [0.1, 0.7]}, seeds=[3, 5]))
+    assert [(trial.cell, trial.seed) for trial in made.trials] == [
+        ("keep_ratio=0.1", 3),
+        ("keep_ratio=0.7", 3),
+        ("keep_ratio=0.1", 5),
+        ("keep_ratio=0.7", 5),
+    ]
+
+
+def test_an_override_reaches_the_spec_of_its_trials() -> None:
+    made = plan(experiment(axes={RATIO: [0.1, 0.7]}))
+    assert [t.spec.model.token_selection.keep_ratio for t in made.trials] == [0.1, 0.7]
+
+
+def test_the_cell_that_equals_the_base_is_the_baseline() -> None:
+    made = plan(experiment(axes={RATIO: [0.1, 0.5]}))
+    assert made.baseline is not None
+    assert made.baseline.name == "keep_ratio=0.5"
+
+
+def test_named_cells_come_with_the_base_as_baseline() -> None:
+    made = plan(experiment(cells={"no-dual": {"model.dual_attention.enabled": False}}))
+    assert [cell.name for cell in made.cells] == ["baseline", "no-dual"]
+    assert made.baseline == made.cells[0]
+
+
+def test_a_grid_point_that_equals_the_base_stands_for_the_implied_baseline() -> None:
+    made = plan(
+        experiment(axes={RATIO: [0.5]}, cells={"no-dual": {"model.dual_attention.enabled": False}})
+    )
+    assert [(cell.name, cell.is_baseline) for cell in made.cells] == [
+        ("no-dual", False),
+        ("keep_ratio=0.5", True),
+    ]
+
+
+def test_an_experiment_without_axes_and_cells_is_its_base() -> None:
+    assert [cell.name for cell in plan(experiment()).cells] == ["baseline"]
+
+
+def test_equal_cells_are_an_error() -> None:
+    with pytest.raises(SpecError, match="cell same: equals baseline"):
+        plan(experiment(cells={"same": {RATIO: 0.5}}))
+    with pytest.raises(SpecError, match=r"cell keep_ratio=0\.1: equals keep_ratio=0\.1"):
+        plan(experiment(axes={RATIO: [0.1, 0.1]}))
+
+
+def test_a_cell_that_changes_only_compute_ablates_nothing() -> None:
+    with pytest.raises(SpecError, match="cell threads: equals baseline"):
+        plan(experiment(cells={"threads": {"compute.threads": 2}}))
+
+
+def test_all_mistakes_of_a_design_come_together() -> None:
+    with pytest.raises(SpecError) as caught:
+        plan(
+            experiment(
+                axes={RATIO: [0, 1.5]},
+                cells={"typo": {"model.hidden_dims": 3}, "elsewhere": {"name": "x"}},
+            )
+        )
+    text = str(caught.value)
+    assert "cell keep_ratio=0: model.token_selection.keep_ratio: must be greater than 0" in text
+    assert "cell keep_ratio=1.5: model.token_selection.keep_ratio: must be at most 1" in text
+    assert "cell typo: model.hidden_dims: is not a known key; did you mean hidden_dim?" in text
+    assert "cell elsewhere: name: cannot be overridden" in text
+
+
+def test_a_cascade_of_the_wrong_length_is_explained() -> None:
+    with pytest.raises(SpecError, match="needs one value an encoder layer, got 2 values"):
+        plan(experiment(cells={"short": {"model.token_selection.cascade": [1, 0.5]}}))
+
+
+def test_an_axis_over_kinds_replaces_the_mapping() -> None:
+    made = plan(
+        experiment(cells={"tiny": {"model.backbone": {"kind": "residual"}}}, seeds=[0])
+    )
+    assert made.cells[1].spec.model.backbone.kind == "residual"
+
+
+def test_random_search_takes_no_more_than_there_is() -> None:
+    search = {"kind": "random", "samples": 100}
+    made = plan(experiment(axes={RATIO: [0.1, 0.2, 0.3]}, search=search))
+    assert sorted(cell.name for cell in made.cells) == [
+        "keep_ratio=0.1",
+        "keep_ratio=0.2",
+        "keep_ratio=0.3",
+    ]
+
+
+def test_an_unknown_baseline_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"sweep\.baseline: no such cell, got 'x'"):
+        plan(experiment(axes={RATIO: [0.1]}, baseline="x"))
+
+
+def test_keeping_cells_checks_their_names() -> None:
+    made = plan(experiment(axes={RATIO: [0.1, 0.2]}))
+    assert [t.cell for t in made.keep(("keep_ratio=0.2",)).trials] == ["keep_ratio=0.2"]
+    with pytest.raises(SpecError, match="--only: no such cell, got 'other'"):
+        made.keep(("other",))
+
+
+@given(st.lists(st.integers(1, 999), min_size=1, max_size=6, unique=True))
+def test_fingerprints_tell_all_ratios_and_seeds_apart(thousandths: list[int]) -> None:
+    ratios = [n / 1000 for n in thousandths]
+    made = plan(experiment(axes={RATIO: ratios}, seeds=[0, 1]))
+    assert len({trial.fingerprint for trial in made.trials}) == 2 * len(ratios)
+
+
+def test_a_fingerprint_depends_on_neither_name_nor_compute() -> None:
+    one = experiment()
+    other = ExperimentSpec.model_validate(
+        {"name": "other", "data": {"kind": "shapes"}, "compute": {"threads": 4}}
+    )
+    assert plan(one).trials[0].fingerprint == plan(other).trials[0].fingerprint
