@@ -1,3 +1,3 @@
-"""focus_lab: experiments and ablations for Focus-DETR, with AP, cost and uncertainty side by side."""
+"""Experiments and ablations for Focus-DETR, with AP, cost and uncertainty side by side."""
 
 __version__ = "0.1.0"

@@ -9,8 +9,8 @@ FocusLabError
 ├── StoreError                the lab's store cannot be used
 ├── TrackerError              MLflow cannot be used
 └── TrialError                a trial ended without its result
-├── NonFiniteLossError    the loss is not finite; never retried
-└── EffectiveSpecError    the built model does not do what its cell says; never retried
+    ├── NonFiniteLossError    the loss is not finite; never retried
+    └── EffectiveSpecError    the built model does not do what its cell says; never retried
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class TrialError(FocusLabError):
 
 
 class NonFiniteLossError(TrialError):
-    """The loss is not finite; lower training.optimizer.lr or look at the images of the named batch."""
+    """The loss is not finite; lower training.optimizer.lr or look at the named images."""
 
 
 class EffectiveSpecError(TrialError):
-    """The built model does not use the values of its cell; the numbers would belong to another cell."""
+    """The built model does not use its cell's values; its numbers would belong to another cell."""

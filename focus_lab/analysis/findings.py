@@ -66,9 +66,13 @@ def _front(comparison: Comparison) -> list[str]:
         return []
     labels = " against ".join(q.label(metric) for metric in comparison.objectives)
     beaten = [cell for cell in comparison.measured if not cell.on_front]
-    text = f"On the Pareto front ({labels}): {_names(front)}"
+    which = " of this one seed" if max(cell.n for cell in comparison.measured) < 2 else ""
+    text = f"On the Pareto front{which} ({labels}): {_names(front)}"
     if beaten:
-        text += f"; not on it, because another cell is better in one and no worse in the other: {_names(beaten)}"
+        text += (
+            "; not on it, because another cell is better in one and no worse in the other: "
+            f"{_names(beaten)}"
+        )
     return [f"{text}."]
 
 
@@ -87,10 +91,12 @@ def _cheapest(comparison: Comparison) -> list[str]:
     flops = comparison.relative(cheapest, "cost/gflops")
     if flops is None or flops >= 1:
         return ["No cell computes fewer FLOPs than the baseline."]
-    text = f"The cheapest cell, {_name(cheapest)}, computes {flops:.2f}× the baseline's FLOPs"
+    text = (
+        f"The cheapest cell, {_name(cheapest)}, computes {flops:.2f}{q.TIMES} the baseline's FLOPs"
+    )
     time = comparison.relative(cheapest, "cost/latency_ms")
     text += (
-        f" and takes {time:.2f}× its time"
+        f" and takes {time:.2f}{q.TIMES} its time"
         if time is not None
         else " (its time was not measured: FLOPs saved are not time saved)"
     )
@@ -105,16 +111,14 @@ def _foreground(comparison: Comparison) -> list[str]:
     if share is None:
         return []
     text = f"On average {q.percent(share)} of the tokens lie in boxes"
-    enough = [
-        cell for cell in comparison.measured if (cell.mean(_RECALL) or 0.0) >= _WANTED_RECALL
-    ]
+    enough = [cell for cell in comparison.measured if (cell.mean(_RECALL) or 0.0) >= _WANTED_RECALL]
     ratios = {cell.record.keep_ratio for cell in comparison.measured}
     if enough and len(ratios) > 1:
         smallest = min(enough, key=lambda cell: cell.record.keep_ratio)
         text += (
             f"; the smallest keep ratio whose first encoder layer still keeps at least "
             f"{q.percent(_WANTED_RECALL)} of the foreground tokens is "
-            f"{q.significant(smallest.record.keep_ratio)} ({_name(smallest)})"
+            f"{q.ratio_of_tokens(smallest.record.keep_ratio)} ({_name(smallest)})"
         )
     return [f"{text}."]
 
@@ -217,8 +221,9 @@ def _seeds_wanted(metric: str, differences: dict[str, Difference]) -> list[str]:
     size = q.number(metric, abs(largest.mean))
     count = f"about {wanted}" if wanted else "more than 50"
     return [
-        f"A difference of {size}, as {q.printable(name)} has, would need {count} seeds at the spread "
-        f"seen here (standard deviation {q.number(metric, deviation)} of paired differences)."
+        f"A difference of {size}, as {q.printable(name)} has, would need {count} seeds at the "
+        "spread seen here (standard deviation of the paired differences: "
+        f"{q.number(metric, deviation)})."
     ]
 
 

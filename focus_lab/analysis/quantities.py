@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+
 MISSING = "—"
 """Stands for what was not measured; never a number in its place."""
 
@@ -15,7 +17,7 @@ _LABELS = {
     "cost/gflops": "GFLOPs",
     "cost/gmacs": "GMACs",
     "cost/encoder_gflops": "encoder GFLOPs",
-    "cost/gflops_800x1333": "GFLOPs at 800×1333",
+    "cost/gflops_800x1333": f"GFLOPs at 800{TIMES}1333",
     "cost/latency_ms": "latency, median (ms)",
     "cost/latency_p95_ms": "latency, p95 (ms)",
     "cost/params": "parameters",
@@ -86,7 +88,12 @@ def ratio(value: float | None, reference: float | None) -> str:
     """A value as a multiple of a reference."""
     if value is None or not reference or reference < 0:
         return MISSING
-    return f"{value / reference:.2f}×"
+    return f"{value / reference:.2f}{TIMES}"
+
+
+def ratio_of_tokens(value: float) -> str:
+    """A keep ratio, as it stands in a spec."""
+    return f"{value:.4g}"
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -37,7 +37,7 @@ class TrialRecord:
     """Folder with samples.json and the sample images, when the trial has written them."""
 
     def final(self, metric: str) -> float | None:
-        """Value at the last epoch: not the best one, which the validation images would have chosen."""
+        """Value at the last epoch: not the best, which the validation images would have chosen."""
         points = self.curves.get(metric)
         return points[-1][1] if points else None
 

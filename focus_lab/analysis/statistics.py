@@ -1,4 +1,4 @@
-"""What a handful of seeds can show: intervals of Student's t, differences paired by seed, Holm's p."""
+"""What a handful of seeds can show: Student's t intervals, differences paired by seed, Holm's p."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def paired_difference(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's adjusted p-values: the chance of even one false finding among them stays below each."""
+    """Holm's adjusted p-values, which bound the chance of even one false finding among them."""
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):

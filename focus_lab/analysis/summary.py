@@ -24,7 +24,7 @@ class CellSummary:
     seeds: tuple[int, ...]
     """Seeds that succeeded."""
     values: dict[str, dict[int, float]]
-    """Metric -> seed -> value at the last epoch (throughput: median over the epochs). Without -1."""
+    """Metric -> seed -> value at the last epoch (throughput: median over epochs). Without -1."""
     no_box: frozenset[str]
     """Metrics for which pycocotools found no box, in every seed."""
     differences: dict[str, Difference] | None = None

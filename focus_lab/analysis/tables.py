@@ -53,15 +53,15 @@ def accuracy_table(comparison: Comparison) -> Table:
         rows.append(
             (
                 q.printable(cell.name),
-                q.significant(cell.record.keep_ratio),
-                q.significant(cell.record.mean_keep_ratio),
+                q.ratio_of_tokens(cell.record.keep_ratio),
+                q.ratio_of_tokens(cell.record.mean_keep_ratio),
                 str(cell.n),
                 value(cell, AP),
                 _interval(AP, cell.estimate(AP)),
                 _difference(cell, comparison, AP),
                 _interval(AP, difference, sign=True),
                 verdict(difference),
-                *(value(cell, f"coco/{name}") for name in ("AP50", "AP75", "APS", "APM", "APL")),
+                *(value(cell, f"coco/{name}") for name in ("AP50", "APS", "APM", "APL")),
                 front_text(cell),
             )
         )
@@ -76,14 +76,13 @@ def accuracy_table(comparison: Comparison) -> Table:
         "95 % interval",
         "shown?",
         "AP50",
-        "AP75",
         "APS",
         "APM",
         "APL",
-        "on Pareto front",
+        "on front (seeds)",
     )
     caption = "Accuracy: COCO AP at the last epoch, mean over seeds"
-    return Table(caption, columns, tuple(rows), frozenset({0, 8, 14}))
+    return Table(caption, columns, tuple(rows), frozenset({0, 8, 13}))
 
 
 def cost_table(comparison: Comparison) -> Table:
@@ -92,12 +91,12 @@ def cost_table(comparison: Comparison) -> Table:
         ("tokens kept", lambda cell: value(cell, "tokens/kept")),
         ("foreground recall", lambda cell: value(cell, "tokens/foreground_recall")),
         ("GFLOPs", lambda cell: value(cell, "cost/gflops")),
-        ("× baseline", lambda cell: _relative(cell, comparison, "cost/gflops")),
+        (f"{q.TIMES} baseline", lambda cell: _relative(cell, comparison, "cost/gflops")),
         ("encoder GFLOPs", lambda cell: value(cell, "cost/encoder_gflops")),
-        ("× baseline", lambda cell: _relative(cell, comparison, "cost/encoder_gflops")),
+        (f"{q.TIMES} baseline", lambda cell: _relative(cell, comparison, "cost/encoder_gflops")),
         ("latency ms, median", lambda cell: value(cell, "cost/latency_ms")),
         ("p95", lambda cell: value(cell, "cost/latency_p95_ms")),
-        ("× baseline", lambda cell: _relative(cell, comparison, "cost/latency_ms")),
+        (f"{q.TIMES} baseline", lambda cell: _relative(cell, comparison, "cost/latency_ms")),
         ("parameters", lambda cell: value(cell, "cost/params")),
         ("training images/s", lambda cell: value(cell, THROUGHPUT)),
     )
@@ -113,14 +112,14 @@ def trials_table(record: ExperimentRecord) -> Table:
     """A row a trial: what became of it. Unfinished trials show how far they came."""
     rows = []
     for trial in record.trials:
-        epochs = [step for points in trial.curves.values() for step, _ in points[-1:]]
-        seconds = [v for _, v in trial.curves.get("train/seconds", [])]
+        epoch = max((points[-1][0] for points in trial.curves.values() if points), default=0)
+        seconds = [value for _, value in trial.curves.get("train/seconds", [])]
         ap = trial.final(AP)
         rows.append(
             (
                 f"{q.printable(trial.cell)}, seed {trial.seed}",
                 trial.state.lower(),
-                str(max(epochs)) if epochs and max(epochs) else q.MISSING,
+                str(epoch) if epoch else q.MISSING,
                 q.NO_BOX if ap is not None and q.is_no_box(AP, ap) else q.number(AP, ap),
                 q.significant(sum(seconds)) if seconds else q.MISSING,
                 q.printable(trial.message) if trial.message else "",
@@ -134,19 +133,21 @@ def cells_as_json(record: ExperimentRecord) -> list[dict[str, Any]]:
     """Cells as JSON data, every metric in its own unit.
 
     Returns:
-        A dict a cell: `name`, `n` (seeds), `mean` {metric: value}, `ci95` {metric: [low, high]} (None
-        with one seed), `pareto`, and `difference` {metric: {n, mean, ci95, shown}} paired by seed
-        with the baseline (None for the baseline or without one). A metric for which the images have
-        no box is None in `mean`; one that was not measured is absent.
+        A dict a cell: `name`, `n` (seeds), `mean` {metric: value}, `ci95` {metric: [low, high]}
+        (None with one seed), `pareto`, and `difference` {metric: {n, mean, ci95, shown}} paired by
+        seed with the baseline (None for the baseline or without one). A metric for which the images
+        have no box is None in `mean`; one that was not measured is absent.
     """
     return [_cell_as_json(cell) for cell in compare(record).cells]
 
 
 def summary_metrics(record: ExperimentRecord) -> dict[str, float]:
-    """What the tracker's summary run shows: `summary/<cell>/<metric>_mean`, `_ci95_low`, `_ci95_high`.
+    """What the tracker's summary run shows.
 
-    Also `_difference` to the baseline with its interval, `summary/<cell>/n` and `summary/<cell>/pareto`
-    (0 or 1). Names have ASCII letters, digits and `_ - . space : /` only.
+    Returns:
+        `summary/<cell>/<metric>_mean` with `_ci95_low` and `_ci95_high`, `_difference` to the
+        baseline likewise, `summary/<cell>/n` and `summary/<cell>/pareto` (0 or 1). Names have only
+        ASCII letters, digits and `_ - . /`.
     """
     metrics: dict[str, float] = {}
     used: set[str] = set()
@@ -178,8 +179,8 @@ def as_text(record: ExperimentRecord) -> str:
     rows = [
         (
             q.printable(cell.name, 24),
-            q.significant(cell.record.keep_ratio),
-            q.significant(cell.record.mean_keep_ratio),
+            q.ratio_of_tokens(cell.record.keep_ratio),
+            q.ratio_of_tokens(cell.record.mean_keep_ratio),
             str(cell.n),
             value(cell, AP),
             " ".join(
@@ -213,9 +214,9 @@ def value(cell: CellSummary, metric: str) -> str:
 
 
 def verdict(difference: Difference | None) -> str:
-    """Whether a difference is shown, in a word or two."""
+    """Whether a difference is shown, in a word or two; nothing when there is none."""
     if difference is None:
-        return q.MISSING
+        return ""
     if difference.shown is None:
         return "one seed"
     return "yes" if difference.shown else "no"
@@ -227,7 +228,7 @@ def front_text(cell: CellSummary) -> str:
         return q.MISSING
     word = "yes" if cell.on_front else "no"
     on, seeds = cell.seeds_on_front
-    return f"{word} ({on}/{seeds} seeds)" if seeds > 1 else word
+    return f"{word} ({on}/{seeds})" if seeds > 1 else word
 
 
 def _difference(cell: CellSummary, comparison: Comparison, metric: str) -> str:

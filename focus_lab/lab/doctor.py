@@ -45,7 +45,7 @@ def _packages(home: Path) -> Iterator[Finding]:
         except Exception as error:
             remedy = f"install it again: pip install --force-reinstall {name}"
             if "nms" in str(error):
-                remedy = "install torch and torchvision together, of one build (both CPU or both CUDA)"
+                remedy = "install torch and torchvision together: both for CPUs or both for CUDA"
             yield Finding(name, False, f"does not import, got {error}", remedy)
 
 
@@ -85,7 +85,8 @@ def _folder(home: Path) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(home).free / 2**30
     ok = free > _LEAST_FREE_GIB
-    yield Finding("folder", ok, f"{home.resolve()}, {free:.0f} GiB free", "" if ok else "free space")
+    state = f"{home.resolve()}, {free:.0f} GiB free"
+    yield Finding("folder", ok, state, "" if ok else "free space")
 
 
 def _stores(home: Path) -> Iterator[Finding]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from focus_lab.errors import StoreError
+from focus_lab.errors import StoreError, TrackerError
 from focus_lab.lab.executor import Executor, Failure, TrialJob
 from focus_lab.lab.progress import Progress, TrialProgress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
 from focus_lab.lab.tracking import Tracker
 
-_LEASE_SECONDS = 60.0
 _MANIFEST = "manifest.json"
 _SAMPLES = "samples"
 
@@ -28,58 +25,8 @@ def trial_folder(experiment: Experiment, trial: Trial) -> Path:
     return experiment.folder / "trials" / f"{readable}-{trial.fingerprint[:8]}"
 
 
-class Lease:
-    """The right to carry out an experiment, renewed while held. A context manager.
-
-    A process that was killed cannot give its lease back. On the same machine its death is seen at
-    once; elsewhere the lease runs out.
-    """
-
-    def __init__(self, store: Store, experiment_id: str) -> None:
-        self._store, self._experiment_id = store, experiment_id
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
-        self._stop = threading.Event()
-
-    def __enter__(self) -> None:
-        holder = self._store.lease_owner(self._experiment_id)
-        dead = {holder} if holder and _is_dead(holder) else set()
-        self._take(dead)
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._thread.start()
-
-    def _take(self, dead: set[str]) -> None:
-        self._store.take_lease(self._experiment_id, self._owner, _LEASE_SECONDS, dead)
-
-    def _renew(self) -> None:
-        while not self._stop.wait(_LEASE_SECONDS / 4):
-            try:
-                self._take(set())
-            except StoreError:
-                # The next try may find the store again; others see an expired lease meanwhile.
-                continue
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._store.drop_lease(self._experiment_id, self._owner)
-
-
-def _is_dead(owner: str) -> bool:
-    """Whether a lease's owner is a process of this machine that has ended."""
-    host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return int(pid) == os.getpid()
-
-
 class Driver:
-    """Carries out the trials of one experiment that are not done.
+    """Carries out the trials of one experiment that are not done. Needs the experiment's lease.
 
     Args:
         store: life cycle.
@@ -104,31 +51,29 @@ class Driver:
             only: which trials may run.
 
         Raises:
-            LeaseHeldError: another process carries it out.
             KeyboardInterrupt: a person interrupted; the same call goes on later.
         """
-        with Lease(self._store, experiment.id):
-            tracking_id = self._tracker.ensure_experiment(experiment)
-            self._store.set_tracking_id(experiment.id, tracking_id)
-            trials = [t for t in self._store.trials(experiment.id) if only(t)]
-            reconciled = [self._reconcile(trial) for trial in trials]
-            listener = _Listener(self._store, self._tracker, self._progress, experiment)
-            jobs = []
-            for trial in reconciled:
-                shown = _shown(experiment, trial)
-                self._progress.trials[trial.id] = shown
-                if trial.state is not TrialState.PENDING:
-                    continue
-                run_id = self._tracker.ensure_run(tracking_id, trial)
-                listener.add(self._store.set_tracking_run(trial, run_id))
-                jobs.append(TrialJob(trial.id, trial.name, trial.spec, shown.folder))
-            if not jobs:
-                return
-            try:
-                with self._progress:
-                    self._executor.run(jobs, listener)
-            finally:
-                listener.put_back()
+        tracking_id = self._tracker.ensure_experiment(experiment)
+        self._store.set_tracking_id(experiment.id, tracking_id)
+        trials = [t for t in self._store.trials(experiment.id) if only(t)]
+        reconciled = [self._reconcile(trial) for trial in trials]
+        listener = _Listener(self._store, self._tracker, self._progress)
+        jobs = []
+        for trial in reconciled:
+            shown = _shown(experiment, trial)
+            self._progress.trials[trial.id] = shown
+            if trial.state is not TrialState.PENDING:
+                continue
+            run_id = self._tracker.ensure_run(tracking_id, trial)
+            listener.add(self._store.set_tracking_run(trial, run_id))
+            jobs.append(TrialJob(trial.id, trial.name, trial.spec, shown.folder))
+        if not jobs:
+            return
+        try:
+            with self._progress:
+                self._executor.run(jobs, listener)
+        finally:
+            listener.put_back()
 
     def _reconcile(self, trial: Trial) -> Trial:
         """With the lease in hand, a running trial is one whose driver died: it waits again."""
@@ -148,12 +93,10 @@ def _shown(experiment: Experiment, trial: Trial) -> TrialProgress:
 class _Listener:
     """Writes what happens to store, tracker and progress."""
 
-    def __init__(
-        self, store: Store, tracker: Tracker, progress: Progress, experiment: Experiment
-    ) -> None:
+    def __init__(self, store: Store, tracker: Tracker, progress: Progress) -> None:
         self._store, self._tracker, self._progress = store, tracker, progress
-        self._experiment = experiment
         self._trials: dict[str, Trial] = {}
+        self._first_epoch_due: set[str] = set()
 
     def add(self, trial: Trial) -> None:
         """A trial that will be carried out."""
@@ -168,13 +111,16 @@ class _Listener:
         self._tracker.start_run(_run_id(trial))
         shown = self._progress.trials[trial_id]
         shown.state, shown.started_at = TrialState.RUNNING.value, time.monotonic()
+        self._first_epoch_due.add(trial_id)
         self._progress.changed(shown, "started")
 
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch."""
         self._tracker.log_epoch(_run_id(self._trials[trial_id]), epoch, metrics)
         shown = self._progress.trials[trial_id]
-        if shown.epoch == 0 and epoch > 1:
+        if trial_id in self._first_epoch_due:
+            # A trial that goes on from a checkpoint says where it came in by its first epoch.
+            self._first_epoch_due.remove(trial_id)
             shown.first_epoch = epoch - 1
         shown.epoch = epoch
         shown.loss = metrics.get("loss/total", shown.loss)
@@ -182,8 +128,9 @@ class _Listener:
         self._progress.changed(shown, f"epoch {epoch}/{shown.epochs}")
 
     def succeeded(self, trial_id: str, history: list[tuple[int, dict[str, float]]]) -> None:
-        """Log what is missing, upload the files, then call it done: in this order, so that a trial
-        that the store calls succeeded has all of its numbers.
+        """Log what is missing, upload the files, then call it done.
+
+        In this order, so that a trial that the store calls succeeded has all of its numbers.
         """
         trial = self._trials[trial_id]
         run_id, shown = _run_id(trial), self._progress.trials[trial_id]
@@ -195,7 +142,8 @@ class _Listener:
         self._tracker.log_files(run_id, shown.folder / _SAMPLES, _SAMPLES)
         self._tracker.end_run(run_id, TrialState.SUCCEEDED)
         self._move(trial, TrialState.SUCCEEDED)
-        shown.state, shown.epoch, shown.ended_at = "SUCCEEDED", shown.epochs, time.monotonic()
+        shown.state, shown.ended_at = TrialState.SUCCEEDED.value, time.monotonic()
+        shown.epoch = shown.epochs
         if history:
             shown.ap = history[-1][1].get("coco/AP")
         self._progress.changed(shown, "done")
@@ -208,13 +156,18 @@ class _Listener:
             trial, TrialState.FAILED, failure=failure.kind, message=failure.message
         )
         shown = self._progress.trials[trial_id]
-        shown.state, shown.message, shown.ended_at = "FAILED", failure.message, time.monotonic()
+        shown.state, shown.ended_at = TrialState.FAILED.value, time.monotonic()
+        shown.message = failure.message
         self._progress.changed(shown, f"failed: {failure.message}")
 
     def put_back(self) -> None:
         """Trials that neither succeeded nor failed wait for the next call."""
         for trial in self._trials.values():
-            if trial.state is TrialState.RUNNING:
+            if trial.state is not TrialState.RUNNING:
+                continue
+            # Whatever ended the sweep is what the user must hear of; what cannot be put back now
+            # is put back by the next call.
+            with contextlib.suppress(StoreError, TrackerError):
                 self._store.move(trial, TrialState.PENDING)
                 self._tracker.end_run(_run_id(trial), TrialState.PENDING)
 

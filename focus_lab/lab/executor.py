@@ -1,10 +1,11 @@
-"""Executors carry out trials and tell a listener what happens. The protocol, and one in this process."""
+"""Executors carry out trials and tell a listener: the protocol, and one in this process."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,9 +97,7 @@ class InProcessExecutor:
         for job in jobs:
             listener.started(job.trial_id)
             try:
-                result = carry_out(
-                    job, lambda epoch, metrics: listener.epoch(job.trial_id, epoch, metrics)
-                )
+                result = carry_out(job, partial(listener.epoch, job.trial_id))
             except Exception as error:
                 listener.failed(job.trial_id, explain_failure(error, job.folder))
             else:

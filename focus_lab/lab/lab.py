@@ -1,8 +1,12 @@
-"""The lab: what the command line and the service call. Everything outside enters by the constructor."""
+"""The lab: what the command line and the service call.
+
+Everything outside enters by the constructor.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +19,7 @@ from focus_lab.analysis.tables import cells_as_json, summary_metrics
 from focus_lab.errors import OutputError
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Executor
+from focus_lab.lab.lease import Lease
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.results import collect
 from focus_lab.lab.states import TrialState
@@ -55,14 +60,16 @@ class Lab:
             cells: names of the cells that may run now; empty runs all.
 
         Raises:
+            LeaseHeldError: another process carries it out; nothing was changed.
             KeyboardInterrupt: a person interrupted; nothing is lost.
         """
         folder = make_folder(self.home / spec.name)
-        experiment = self.store.record(spec, plan, folder)
-        driver = Driver(self.store, self.tracker, executor, progress)
-        driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
-        self._measure_latency(experiment)
-        self.report(experiment.name)
+        with Lease(self.store, self.store.open(spec, folder).id):
+            experiment = self.store.record(spec, plan, folder)
+            driver = Driver(self.store, self.tracker, executor, progress)
+            driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+            self._measure_latency(experiment)
+            self.report(experiment.name)
         return self.store.experiment(spec.name)
 
     def record(self, name: str) -> ExperimentRecord:
@@ -89,7 +96,6 @@ class Lab:
         trials = []
         for trial in record.trials:
             row = stored[trial.id]
-            kind = getattr(errors, row.failure or "", None)
             trials.append(
                 {
                     "id": trial.id,
@@ -101,7 +107,7 @@ class Lab:
                     "metrics": {name: points[-1][1] for name, points in trial.curves.items()},
                     "mlflow_run_id": row.tracking_run_id,
                     "failure": row.failure,
-                    "failure_is_users": bool(kind) and issubclass(kind, errors.UserError),
+                    "failure_is_users": _is_users(row.failure),
                     "message": trial.message,
                 }
             )
@@ -123,18 +129,24 @@ class Lab:
         if not first:
             return
         # Here and not above: it needs torch, which a driver does not need until now.
-        from focus_lab.lab.latency import FILE, measure
+        from focus_lab.lab.latency import FILE, is_known, measure
 
         folders = {t.fingerprint: trial_folder(experiment, t) for t in first.values()}
         cache = experiment.folder / FILE
-        before = cache.stat().st_mtime if cache.exists() else None
-        measured = measure(folders, cache)
-        if cache.exists() and cache.stat().st_mtime == before:
+        if is_known(cache, set(folders)):
             return
+        measured = measure(folders)
         for trial in trials:
             metrics = measured.get(first[trial.cell].fingerprint)
             if metrics and trial.tracking_run_id:
                 self.tracker.log_final(trial.tracking_run_id, metrics)
+        # Last, so that nothing is called known before the tracker has it.
+        cache.write_text(json.dumps(measured, indent=1))
+
+
+def _is_users(failure: str | None) -> bool:
+    kind = vars(errors).get(failure or "")
+    return isinstance(kind, type) and issubclass(kind, errors.UserError)
 
 
 def make_folder(folder: Path) -> Path:

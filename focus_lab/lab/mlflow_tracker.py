@@ -1,4 +1,4 @@
-"""The tracker on MLflow: flat runs, one a trial; batched metrics; the comparison page of an experiment."""
+"""The tracker on MLflow: flat runs, one a trial; batched metrics; the comparison page."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ from focus_lab.lab.tracking import Curves, Metrics
 
 TRIAL_TAG = "focus_lab.trial_id"
 SUMMARY_TAG = "focus_lab.summary"
+_CELL_TAG = "focus_lab.cell"
+_RATIO = "tokens/keep_ratio"
 _STATUS = {
     TrialState.PENDING: "SCHEDULED",
     TrialState.RUNNING: "RUNNING",
@@ -35,7 +37,7 @@ _STATUS = {
     TrialState.FAILED: "FAILED",
     TrialState.CANCELLED: "KILLED",
 }
-# MLflow's limits (reference part C.2): metrics and params a batch, characters of a param, of a digest.
+# MLflow's limits: metrics and params a batch, characters of a param, of a digest.
 _METRICS_A_BATCH = 1000
 _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 6000
@@ -47,7 +49,7 @@ class MlflowTracker:
 
     Args:
         uri: tracking URI; SQLite stores are made when missing.
-        artifacts: where artifacts of new experiments go (path or URI); None leaves it to the server.
+        artifacts: where artifacts of new experiments go (path or URI); None: the server decides.
 
     Raises:
         TrackerError: the store cannot be opened, is locked, or belongs to another MLflow.
@@ -58,7 +60,7 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         self.uri = uri
         self._artifacts = artifacts
-        self._last_epoch: dict[str, int] = {}
+        self._epochs: dict[str, set[int]] = {}
         with self._explained():
             self._client = MlflowClient(uri)
             self._client.search_experiments(max_results=1)
@@ -86,30 +88,37 @@ class MlflowTracker:
     def ensure_run(self, tracking_id: str, trial: Trial) -> str:
         """Id of the trial's run, found by its tag."""
         with self._explained():
-            if run := self._find(tracking_id, TRIAL_TAG, trial.id):
-                return str(run.info.run_id)
-            tags = {
-                TRIAL_TAG: trial.id,
-                "focus_lab.experiment_id": trial.experiment_id,
-                "focus_lab.cell": trial.cell,
-                "focus_lab.seed": str(trial.seed),
-                "focus_lab.fingerprint": trial.fingerprint,
-                "mlflow.user": getpass.getuser(),
-                "mlflow.source.name": Path(sys.argv[0]).name,
-                "mlflow.source.type": "LOCAL",
-            }
-            run = self._client.create_run(tracking_id, tags=tags, run_name=trial.name)
+            run = self._find(tracking_id, TRIAL_TAG, trial.id)
+            if run is None:
+                tags = {
+                    TRIAL_TAG: trial.id,
+                    "focus_lab.experiment_id": trial.experiment_id,
+                    _CELL_TAG: trial.cell,
+                    "focus_lab.seed": str(trial.seed),
+                    "focus_lab.fingerprint": trial.fingerprint,
+                    "mlflow.user": _user(),
+                    "mlflow.source.name": Path(sys.argv[0]).name,
+                    "mlflow.source.type": "LOCAL",
+                }
+                run = self._client.create_run(tracking_id, tags=tags, run_name=trial.name)
             run_id = str(run.info.run_id)
-            params = [
-                Param(name, str(value)[:_PARAM_LENGTH]) for name, value in _params(trial).items()
-            ]
-            for start in range(0, len(params), _PARAMS_A_BATCH):
-                batch = params[start : start + _PARAMS_A_BATCH]
-                self._client.log_batch(run_id, params=batch)
-            ratio = trial.spec["model"]["token_selection"]["keep_ratio"]
-            # As a metric as well: params compare as text, metrics as numbers and as chart axes.
-            self._client.log_metric(run_id, "tokens/keep_ratio", ratio)
+            if run.data.tags.get(_CELL_TAG) != trial.cell:
+                # A cell may get another name: the trial, known by its fingerprint, is the same.
+                self._client.set_tag(run_id, _CELL_TAG, trial.cell)
+                self._client.update_run(run_id, name=trial.name)
+            if _RATIO not in run.data.metrics:
+                self._describe(run_id, trial)
             return run_id
+
+    def _describe(self, run_id: str, trial: Trial) -> None:
+        """Log the whole spec; may be repeated after a crash half-way."""
+        params = [Param(name, value[:_PARAM_LENGTH]) for name, value in _params(trial).items()]
+        for start in range(0, len(params), _PARAMS_A_BATCH):
+            self._client.log_batch(run_id, params=params[start : start + _PARAMS_A_BATCH])
+        # As a metric as well: params compare as text, metrics as numbers and as chart axes. Last:
+        # it says that the params are all there.
+        ratio = trial.spec["model"]["token_selection"]["keep_ratio"]
+        self._client.log_metric(run_id, _RATIO, ratio)
 
     def start_run(self, run_id: str) -> None:
         """Status RUNNING."""
@@ -118,13 +127,13 @@ class MlflowTracker:
     def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
         """One batch an epoch; epochs that the run has are passed over."""
         with self._explained():
-            if run_id not in self._last_epoch:
-                known = self._client.get_run(run_id).data.metrics
-                self._last_epoch[run_id] = int(known.get("epoch", 0))
-            if epoch <= self._last_epoch[run_id]:
+            if run_id not in self._epochs:
+                history = self._client.get_metric_history(run_id, "epoch")
+                self._epochs[run_id] = {point.step for point in history}
+            if epoch in self._epochs[run_id]:
                 return
             self._log(run_id, {**metrics, "epoch": float(epoch)}, epoch)
-            self._last_epoch[run_id] = epoch
+            self._epochs[run_id].add(epoch)
 
     def log_final(self, run_id: str, metrics: Metrics) -> None:
         """Metrics without an epoch, at step 0."""
@@ -187,7 +196,7 @@ class MlflowTracker:
         with self._explained():
             run = self._find(tracking_id, SUMMARY_TAG, "true")
             if run is None:
-                tags = {SUMMARY_TAG: "true", "mlflow.user": getpass.getuser()}
+                tags = {SUMMARY_TAG: "true", "mlflow.user": _user()}
                 run = self._client.create_run(tracking_id, tags=tags, run_name="summary")
             run_id = str(run.info.run_id)
             self._log(run_id, metrics, 0)
@@ -227,17 +236,26 @@ class MlflowTracker:
                 remedy = "check that it can be reached and written"
             first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
             raise TrackerError(
-                f"MLflow {self.uri}: {reason}, got {first[:300]}; {remedy}, or choose another --tracking-uri"
+                f"MLflow {self.uri}: {reason}, got {first[:300]}; {remedy}, "
+                "or choose another --tracking-uri"
             ) from error
 
 
-def _params(trial: Trial) -> dict[str, object]:
-    """Cell, seed and the whole effective spec, flat."""
-    params: dict[str, object] = {"cell": trial.cell, "seed": trial.seed}
-    params["keep_ratio"] = trial.spec["model"]["token_selection"]["keep_ratio"]
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # Containers may run under a number that has no name.
+        return "unknown"
+
+
+def _params(trial: Trial) -> dict[str, str]:
+    """Seed and the whole effective spec, flat. The cell's name may change, and params may not."""
+    ratio = trial.spec["model"]["token_selection"]["keep_ratio"]
+    params = {"seed": trial.seed, "keep_ratio": ratio}
     for part in ("model", "data", "training"):
         params |= _flat(trial.spec[part], part)
-    return params
+    return {name: str(value) for name, value in params.items()}
 
 
 def _flat(content: object, path: str) -> dict[str, object]:

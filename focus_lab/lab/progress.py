@@ -1,4 +1,4 @@
-"""Progress of an experiment: one live table on a terminal, plain lines elsewhere. All of it on stderr."""
+"""Progress of an experiment, on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TrialProgress:
         if step["epoch"] != self.epoch + 1:
             return float(self.epoch)
         self.loss = step["loss"]
-        return self.epoch + step["step"] / max(1, step["steps"])
+        return self.epoch + float(step["step"]) / max(1, step["steps"])
 
     def seconds_an_epoch(self) -> float | None:
         """Measured since it was started this time."""
@@ -158,7 +158,7 @@ def make_progress(console: Console, concurrent: int) -> Progress:
 
 
 def time_left(trials: Sequence[TrialProgress], concurrent: int) -> float | None:
-    """Seconds until all trials are done, from the pace measured so far; None before there is one."""
+    """Seconds until all trials are done at the pace measured so far; None before there is one."""
     paces = [pace for trial in trials if (pace := trial.seconds_an_epoch()) is not None]
     if not paces:
         return None

@@ -1,4 +1,4 @@
-"""The life cycle of a trial: states that know whether they are terminal, and one table of transitions."""
+"""The life cycle of a trial: states that know whether they are terminal; their transitions."""
 
 from __future__ import annotations
 

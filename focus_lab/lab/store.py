@@ -102,46 +102,53 @@ class Store:
 
     # Experiments
 
-    def record(self, spec: ExperimentSpec, plan: Plan, folder: Path) -> Experiment:
-        """Record an experiment and its plan; the same name continues it.
-
-        Trials that the plan still has keep their state, new ones are added, others are no longer
-        planned. Failed ones become pending again.
-        """
-        content = spec.model_dump(mode="json")
+    def open(self, spec: ExperimentSpec, folder: Path) -> Experiment:
+        """The experiment of this name as it is; made, without trials, when there is none."""
         with self._session() as session:
             row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
             if row is None:
                 row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=_now())
+                row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
                 session.add(row)
-            row.spec, row.folder = content, str(folder)
-            session.flush()
+                session.flush()
+            return _experiment(row)
+
+    def record(self, spec: ExperimentSpec, plan: Plan, folder: Path) -> Experiment:
+        """Record an experiment and its plan; the same name continues it.
+
+        Trials that the plan still has keep their state, new ones are added, others are no longer
+        planned. Failed ones become pending again. Whoever carries the experiment out holds its
+        lease meanwhile, so that nobody changes the plan under a running driver.
+        """
+        experiment_id = self.open(spec, folder).id
+        with self._session() as session:
+            row = session.get_one(ExperimentRow, experiment_id)
+            row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
             known = {
                 trial.fingerprint: trial
                 for trial in session.scalars(
                     sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
                 )
             }
-            for trial in known.values():
-                trial.planned = False
+            for old in known.values():
+                old.planned = False
             for position, planned in enumerate(plan.trials):
-                trial = known.get(planned.fingerprint)
-                if trial is None:
-                    trial = TrialRow(
-                        id=uuid.uuid4().hex,
-                        experiment_id=row.id,
-                        fingerprint=planned.fingerprint,
-                        state=TrialState.PENDING,
-                        version=0,
-                        attempts=0,
-                    )
-                    session.add(trial)
+                trial = known.get(planned.fingerprint) or TrialRow(
+                    id=uuid.uuid4().hex,
+                    experiment_id=row.id,
+                    fingerprint=planned.fingerprint,
+                    state=TrialState.PENDING,
+                    version=0,
+                    attempts=0,
+                )
+                session.add(trial)
                 trial.cell, trial.seed, trial.position = planned.cell, planned.seed, position
                 trial.overrides, trial.planned = planned.overrides, True
                 # Compute may differ from the last time; nothing else can, by the fingerprint.
                 trial.spec = planned.spec.model_dump(mode="json")
                 if trial.state == TrialState.FAILED:
                     trial.state, trial.version = TrialState.PENDING, trial.version + 1
+                    trial.failure = trial.message = trial.ended_at = None
             return _experiment(row)
 
     def experiments(self) -> list[Experiment]:
@@ -321,7 +328,8 @@ class Store:
             ) from error
         except sa.exc.DatabaseError as error:
             raise StoreError(
-                f"store {self.url}: is not a focus_lab store, got {error.orig}; choose another --store"
+                f"store {self.url}: is not a focus_lab store, got {error.orig}; "
+                "choose another --store"
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""The store's tables. Life cycle only: numbers and files live in MLflow and in the trial's folder."""
+"""The store's tables: life cycle only; numbers and files live in MLflow and in folders."""
 
 from __future__ import annotations
 

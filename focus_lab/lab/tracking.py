@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,10 +84,11 @@ class MemoryTracker:
     def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
         """Keep the epoch once."""
         curves = self.runs[run_id].curves
-        if any(past >= epoch for past, _ in curves.get("epoch", [])):
+        if any(past == epoch for past, _ in curves.get("epoch", [])):
             return
         for name, value in {**metrics, "epoch": float(epoch)}.items():
-            curves.setdefault(name, []).append((epoch, value))
+            if math.isfinite(value):
+                curves[name] = sorted([*curves.get(name, []), (epoch, value)])
 
     def log_final(self, run_id: str, metrics: Metrics) -> None:
         """Keep them as of epoch 0."""

@@ -1,8 +1,8 @@
 """Trials under Ray Tune: one-worker trials train inside Tune's own actors, which are reused.
 
-Tune sees trial ids only. It schedules and restarts lost workers; what a trial is, how far it came and
-how it ended is known to the store, the trial's folder and the tracker. Nothing is restored from Tune's
-own state: after the death of the driver a new Tuner gets the trials that are not done.
+Tune sees trial ids only. It schedules and restarts lost workers; what a trial is, how far it came
+and how it ended is known to the store, the trial's folder and the tracker. Nothing is restored from
+Tune's own state: after the death of the driver a new Tuner gets the trials that are not done.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class TuneExecutor:
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # "local" and not nothing: a bare init would join a stranger's cluster. The dashboard stays on:
-        # without it, Train inside Tune leaks placement groups.
+        # "local" and not nothing: a bare init would join a stranger's cluster. The dashboard stays
+        # on: without it, Train inside Tune leaks placement groups.
         options: dict[str, Any] = {"num_cpus": os.cpu_count()} if self._address is None else {}
         ray.init(
             address=self._address or "local",
@@ -64,7 +64,8 @@ class TuneExecutor:
         """How many trials the cluster has room for; it must be started."""
         import ray
 
-        total, compute = ray.cluster_resources(), self._compute
+        compute = self._compute
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         room = [total.get("CPU", 0.0) / compute.cpus_per_worker]
         if compute.gpus_per_worker:
             room.append(total.get("GPU", 0.0) / compute.gpus_per_worker)
@@ -112,7 +113,7 @@ class TuneExecutor:
 
 
 def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
-    """Tune's trainable: runs in an actor. Errors are outcomes, so that only lost workers are retried."""
+    """Tune's trainable, in an actor. Errors are outcomes: only lost workers are tried again."""
     from ray import tune
 
     job = jobs[config["trial_id"]]
@@ -133,7 +134,7 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
     """Tune's callback that tells the listener; made here, because its base class needs ray."""
     from ray.tune import Callback
 
-    class Relay(Callback):  # type: ignore[misc]  # ray is untyped
+    class Relay(Callback):
         def __init__(self) -> None:
             self.open = set(jobs)
 
@@ -169,8 +170,9 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
             if trial_id in self.open:
                 self.open.discard(trial_id)
                 message = (
-                    f"compute.max_failures: the worker was lost too often, got {trial.num_failures} "
-                    "times; look for a full memory or a node that went away, then run the same command"
+                    "compute.max_failures: the worker was lost too often, got "
+                    f"{trial.num_failures} times; look for a full memory or a node that went away, "
+                    "then run the same command"
                 )
                 listener.failed(trial_id, Failure("WorkerLost", message))
 

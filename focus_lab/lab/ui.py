@@ -17,7 +17,9 @@ from focus_lab.lab.lab import embedded_tracking_uri, open_lab
 _START_SECONDS = 120
 
 
-def page_url(name: str | None, home: Path, store: str | None, tracking: str | None, base: str) -> str:
+def page_url(
+    name: str | None, home: Path, store: str | None, tracking: str | None, base: str
+) -> str:
     """Address of an experiment's comparison page; of the newest one when `name` is None.
 
     Raises:

@@ -90,8 +90,7 @@ class TimmFeatures(Backbone):
         options: dict[str, Any] = {}
         settings = timm.get_pretrained_cfg(name)
         if settings is not None and settings.fixed_input_size:
-            # Window attention pads by itself; without this timm insists on the size of its
-            # training.
+            # Window attention pads by itself; without this timm insists on its training's size.
             options["strict_img_size"] = False
         try:
             self.network = timm.create_model(
@@ -106,6 +105,9 @@ class TimmFeatures(Backbone):
                 f"model.backbone: timm cannot build stages {list(out_indices)}, got name {name!r} "
                 f"({error}); `timm.list_models()` lists the names"
             ) from error
+        for module in self.network.modules():
+            if hasattr(module, "dynamic_img_pad"):
+                module.dynamic_img_pad = True  # sides that patches do not divide
         self.channels = tuple(self.network.feature_info.channels())
         self.strides = tuple(self.network.feature_info.reduction())
         self._channels_last = str(getattr(self.network, "output_fmt", "NCHW")).endswith("NHWC")

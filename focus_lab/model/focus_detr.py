@@ -117,8 +117,11 @@ class FocusDETR(nn.Module):
         """
         if not self.training and not self.mask_padding_in_evaluation:
             sizes = None
+        canvas = (images.shape[-2], images.shape[-1])
+        # Convolutions follow the layout of their input; this one is the faster, on CPUs too.
+        images = images.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(images))
-        levels = FeatureLevels.measure(maps, (images.shape[-2], images.shape[-1]), sizes)
+        levels = FeatureLevels.measure(maps, canvas, sizes)
         return self.detect(maps, levels, targets)
 
     def detect(

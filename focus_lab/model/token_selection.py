@@ -45,7 +45,11 @@ class ForegroundScorer(nn.Module):
 
 
 class TokenSelector(nn.Module):
-    """Foreground scores, top-down modulated, and the nested token sets of the encoder layers."""
+    """Foreground scores, top-down modulated, and the nested token sets of the encoder layers.
+
+    The modulation multiplies a token by one number, and the scorer begins with a layer norm: what
+    gets through is the number's sign (and its closeness to zero), in the release as here.
+    """
 
     def __init__(
         self,

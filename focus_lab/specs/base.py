@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Spec(BaseModel):
-    """A validated, immutable part of a request. Unknown keys are errors, so that a typo is reported."""
+    """A validated, immutable part of a request. Unknown keys are errors: a typo is reported."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -34,6 +34,6 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 def fingerprint(content: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of `content`: sorted keys, no blanks, shortest decimals."""
+    """SHA-256 (hex) of canonical JSON: sorted keys, no blanks, shortest decimals."""
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Composition of YAML documents: one rule, and the line that every value came from.
 
-`extends:` names files relative to the file that says it; later wins; mappings merge, lists and scalars
-are replaced whole; a mapping whose `kind` changes is replaced whole. YAML is data: no class paths, no
-interpolation, no expressions.
+`extends:` names files relative to the file that says it; later wins; mappings merge, lists and
+scalars are replaced whole; a mapping whose `kind` changes is replaced whole. YAML is data: no class
+paths, no interpolation, no expressions.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def read(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise SpecError(
-            f"{document.locate((EXTENDS,))}: extends: must be a path or a list of paths, got {parents!r}"
+            f"{document.locate((EXTENDS,))}: extends: must be a path or a list of paths, "
+            f"got {parents!r}"
         )
     composed = Document({})
     for parent in parents:
@@ -107,8 +108,9 @@ def parse(text: str, name: str) -> Document:
         if node is None:
             return Document({})
         if not isinstance(node, yaml.MappingNode):
+            kind = "sequence" if isinstance(node, yaml.SequenceNode) else "scalar"
             raise SpecError(
-                f"{name}:1: a spec is a mapping, got a {node.id}; see experiments/README.md"
+                f"{name}:1: a spec is a mapping, got a {kind}; see experiments/README.md"
             )
         origins: dict[tuple[str, ...], str] = {}
         content = _construct(loader, node, name, (), origins)
@@ -140,9 +142,8 @@ def _construct(
             key = str(loader.construct_object(key_node))
             line = key_node.start_mark.line + 1
             if key in mapping:
-                raise SpecError(
-                    f"{name}:{line}: {'.'.join((*path, key))}: stands twice in one mapping; keep one"
-                )
+                dotted = ".".join((*path, key))
+                raise SpecError(f"{name}:{line}: {dotted}: stands twice in one mapping; keep one")
             mapping[key] = _construct(loader, value_node, name, (*path, key), origins)
             origins[(*path, key)] = f"{name}:{line}"
         return mapping

@@ -1,4 +1,4 @@
-"""What is trained on: procedural scenes or any COCO-format folder, and how images become batches."""
+"""What is trained on: procedural scenes or a COCO-format folder; how images become batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Normalisation(Spec):
 
 
 class Crop(Spec):
-    """The second branch of DETR's augmentation: resize, random crop, then resize as in the first."""
+    """The second branch of DETR's augmentation: resize, random crop, then resize as the first."""
 
     probability: Probability = 0.5
     """How often the branch is taken; 0 switches it off."""
@@ -99,7 +99,8 @@ class ShapesData(_DataSpec):
     @model_validator(mode="after")
     def _ranges_rise(self) -> ShapesData:
         problems = [
-            f"{name}: the first value must not exceed the second, got {list(value)}; for example [2, 14]"
+            f"{name}: the first value must not exceed the second, got {list(value)}; "
+            "for example [2, 14]"
             for name in ("objects", "object_size", "distractors")
             if (value := getattr(self, name))[0] > value[1]
         ]

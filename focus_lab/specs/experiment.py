@@ -61,11 +61,11 @@ class NoEarlyStopping(Spec):
 class SweepSpec(Spec):
     """The design: which cells are compared, each with which seeds."""
 
-    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = {}
+    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
     """Dotted path -> values; every combination is a cell."""
-    cells: dict[str, dict[str, Any]] = {}
-    """Named deviations from the base: name -> {dotted path: value}. With any of them, the base itself
-    is a cell too, named `baseline`."""
+    cells: dict[str, dict[str, Any]] = Field(default={})
+    """Named deviations from the base: name -> {dotted path: value}. With any of them, the base
+    itself is a cell too, named `baseline`."""
     baseline: str | None = None
     """Name of the cell that others are compared with; null takes the cell that equals the base."""
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
@@ -102,7 +102,9 @@ class ExperimentSpec(Spec):
     """The machine."""
     sweep: SweepSpec = SweepSpec()
     """The design."""
-    objectives: dict[str, Literal["max", "min"]] = {"coco/AP": "max", "cost/gflops": "min"}
+    objectives: dict[str, Literal["max", "min"]] = Field(
+        default={"coco/AP": "max", "cost/gflops": "min"}
+    )
     """Metric -> direction; the report's Pareto front is over these."""
 
     @property

@@ -1,11 +1,14 @@
-"""Validation mistakes as sentences: `file:line: dotted.path: what is wrong, got VALUE; what is allowed`."""
+"""Validation mistakes as sentences.
+
+Their form: `file:line: dotted.path: what is wrong, got VALUE; what is allowed`.
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -118,7 +121,8 @@ def _sentences(
         return [
             (
                 (*path, "kind"),
-                f"is not a known kind, got {context['tag']!r}; allowed are {context['expected_tags']}",
+                f"is not a known kind, got {context['tag']!r}; "
+                f"allowed are {context['expected_tags']}",
             )
         ]
     if kind == "union_tag_not_found":
@@ -161,7 +165,8 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _kind_of(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
-    return field.annotation.__args__[0] if field and hasattr(field.annotation, "__args__") else None
+    values = get_args(field.annotation) if field else ()
+    return values[0] if values else None
 
 
 def _known_keys(model: type[BaseModel], typed: tuple[str, ...]) -> list[str]:

@@ -1,10 +1,12 @@
-"""The model's spec: every number that the paper or its code fixes is a field, released value as default.
+"""The model's spec: every number that the paper or its code fixes is a field.
 
-Sections and equations are those of "Less is More: Focus Attention for Efficient DETR" (ICCV 2023).
+Defaults are the released values. Sections and equations are those of "Less is More: Focus Attention
+for Efficient DETR" (ICCV 2023).
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -21,7 +23,7 @@ from focus_lab.specs.base import (
 
 
 class ResNetBackbone(Spec):
-    """torchvision's ResNet with frozen batch norm; C3, C4 and C5 (strides 8, 16, 32) feed the neck."""
+    """torchvision's ResNet with frozen batch norm; C3, C4, C5 (strides 8, 16, 32) feed the neck."""
 
     kind: Literal["resnet"]
     depth: Literal[18, 34, 50, 101, 152] = 50
@@ -49,7 +51,7 @@ class TimmBackbone(Spec):
 
 
 class ResidualBackbone(Spec):
-    """A small residual network with batch norm for demos and tests: one stage a stride, from 2 to 32."""
+    """A small residual network with batch norm for demos and tests: a stage a stride, 2 to 32."""
 
     kind: Literal["residual"]
     widths: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=5)] = (
@@ -66,8 +68,10 @@ Backbone = Annotated[ResNetBackbone | TimmBackbone | ResidualBackbone, Field(dis
 
 
 class Position(Spec):
-    """Sine position embedding of the feature levels. The released 12-epoch and Swin models use
-    (10000, -0.5), the 24- and 36-epoch R50 models (20, 0): a converter must set it per checkpoint.
+    """Sine position embedding of the feature levels.
+
+    The released 12-epoch and Swin models use (10000, -0.5), the 24- and 36-epoch R50 models
+    (20, 0): a converter must set it per checkpoint.
     """
 
     temperature: PositiveFloat = 10000.0
@@ -77,13 +81,13 @@ class Position(Spec):
 
 
 class FocusScoring(Spec):
-    """The released scorer: a foreground logit a token, coarse levels modulating finer ones (Sec. 3.2)."""
+    """The released scorer: a logit a token, coarse levels modulating finer ones (Sec. 3.2)."""
 
     kind: Literal["focus"]
 
 
 class DenseScoring(Spec):
-    """No scorer: every layer refines every token (DINO); needs keep_ratio 1 and a cascade of ones."""
+    """No scorer: every layer refines every token (DINO); needs keep_ratio 1, a cascade of ones."""
 
     kind: Literal["dense"]
 
@@ -92,7 +96,7 @@ Scoring = Annotated[FocusScoring | DenseScoring, Field(discriminator="kind")]
 
 
 class ScoreModulation(Spec):
-    """Top-down score modulation (Eq. 2): the coarser level's scores scale the finer level's tokens."""
+    """Top-down score modulation (Eq. 2): a coarser level's scores scale the finer one's tokens."""
 
     enabled: bool = True
     """Off: every level is scored on its own and the scales are removed."""
@@ -106,8 +110,8 @@ class TokenSelection(Spec):
     scoring: Scoring = FocusScoring(kind="focus")
     """How tokens are scored."""
     keep_ratio: Ratio = 0.5
-    """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the mean
-    over layers: 0.5 x mean(cascade)."""
+    """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the
+    mean over layers: 0.5 x mean(cascade)."""
     cascade: tuple[Ratio, ...] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
     """Share of the kept tokens by encoder layer; one value a layer, never rising."""
     score_modulation: ScoreModulation = ScoreModulation()
@@ -120,7 +124,7 @@ class TokenSelection(Spec):
 
 
 class DualAttention(Spec):
-    """Dual attention (Sec. 3.3): fine-grained tokens attend to each other before deformable attention."""
+    """Dual attention (Sec. 3.3): fine-grained tokens attend to each other, then deformably."""
 
     enabled: bool = True
     """Off: encoder layers are plain deformable attention and the parameters are removed."""
@@ -137,11 +141,11 @@ class ForegroundTargets(Spec):
     """Which tokens count as foreground while the scorer learns."""
 
     size_ranges: tuple[tuple[float, float], ...] | None = None
-    """(low, high] limits in pixels of the farthest side distance, one pair a level; null doubles from
-    64 at the finest level and leaves the coarsest open, which is the released
+    """(low, high] limits in pixels of the farthest side distance, one pair a level; null doubles
+    from 64 at the finest level and leaves the coarsest open, which is the released
     [-1,64],[64,128],[128,256],[256,999999] for four levels."""
     center_radius: PositiveFloat | None = None
-    """Centre sampling radius in strides; null switches it off (computed but unused in the release)."""
+    """Centre sampling radius in strides; null is off (computed but unused in the release)."""
 
 
 class Proposals(Spec):
@@ -236,8 +240,8 @@ class ModelSpec(Spec):
     """What the encoder's deformable attention samples: the un-encoded neck features in every layer
     (released), or the tokens as refined so far (Algorithm 1, line 10)."""
     mask_padding_in_evaluation: bool = True
-    """Whether padded pixels are masked in evaluation. Released code passes no masks and evaluates one
-    image at a time, where both are the same; false reproduces it for padded batches too."""
+    """Whether padded pixels are masked in evaluation. Released code passes no masks and evaluates
+    one image at a time, where both are the same; false reproduces it for padded batches too."""
     position: Position = Position()
     """Position embedding of the feature levels."""
     token_selection: TokenSelection = TokenSelection()
@@ -263,10 +267,10 @@ class ModelSpec(Spec):
         cascade = self.token_selection.cascade
         if len(cascade) != self.num_encoder_layers:
             problems.append(
-                f"token_selection.cascade: needs one value an encoder layer, got {len(cascade)} values; "
-                f"num_encoder_layers is {self.num_encoder_layers}"
+                "token_selection.cascade: needs one value an encoder layer, "
+                f"got {len(cascade)} values; num_encoder_layers is {self.num_encoder_layers}"
             )
-        if any(later > earlier for earlier, later in zip(cascade, cascade[1:], strict=False)):
+        if any(later > earlier for earlier, later in pairwise(cascade)):
             problems.append(
                 f"token_selection.cascade: must not rise from layer to layer, got {list(cascade)}; "
                 "each layer takes a part of the tokens of the layer before"
@@ -278,17 +282,19 @@ class ModelSpec(Spec):
             )
         if self.hidden_dim % 4:
             problems.append(
-                f"hidden_dim: must be a multiple of 4, got {self.hidden_dim}; sine embeddings need it"
+                f"hidden_dim: must be a multiple of 4, got {self.hidden_dim}; "
+                "sine embeddings need it"
             )
         if self.hidden_dim % self.norm_groups:
             problems.append(
-                f"norm_groups: must divide hidden_dim, got {self.norm_groups}; hidden_dim is {self.hidden_dim}"
+                f"norm_groups: must divide hidden_dim, got {self.norm_groups}; "
+                f"hidden_dim is {self.hidden_dim}"
             )
         ranges = self.foreground_targets.size_ranges
         if ranges is not None and len(ranges) != self.num_feature_levels:
             problems.append(
-                f"foreground_targets.size_ranges: needs one pair a feature level, got {len(ranges)} pairs; "
-                f"num_feature_levels is {self.num_feature_levels}"
+                "foreground_targets.size_ranges: needs one pair a feature level, "
+                f"got {len(ranges)} pairs; num_feature_levels is {self.num_feature_levels}"
             )
         if isinstance(self.token_selection.scoring, DenseScoring):
             if self.token_selection.keep_ratio != 1 or any(part != 1 for part in cascade):
@@ -298,8 +304,8 @@ class ModelSpec(Spec):
                 )
             if self.dual_attention.enabled:
                 problems.append(
-                    "dual_attention.enabled: `dense` scoring has no foreground score to choose tokens by, "
-                    "got true; set it to false"
+                    "dual_attention.enabled: `dense` scoring has no foreground score to choose "
+                    "tokens by, got true; set it to false"
                 )
         if problems:
             raise ValueError("\n".join(problems))

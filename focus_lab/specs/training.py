@@ -117,7 +117,7 @@ class ComputeSpec(Spec):
     cpus_per_worker: PositiveFloat = 1.0
     """CPU cores a worker; decides how many trials run side by side."""
     threads: PositiveInt = 1
-    """torch threads a worker. Two one-thread trials beat one two-thread trial when models are small."""
+    """torch threads a worker. Two one-thread trials beat a two-thread one when models are small."""
     loader_workers: NonNegativeInt = 0
     """Processes that load images for a worker; 0 loads in the worker itself."""
     checkpoint_every: PositiveInt = 1

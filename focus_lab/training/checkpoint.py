@@ -28,7 +28,7 @@ class Checkpoint:
     epoch: int
     """Epochs that are done."""
     batch: int
-    """Micro-batches done in the epoch after those."""
+    """Batches done in the epoch after those."""
     step: int
     """Optimizer steps done."""
     model: dict[str, torch.Tensor]
@@ -98,7 +98,8 @@ def load(path: Path) -> Checkpoint:
     ) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(
-            f"{path}: is not a whole checkpoint of focus_lab, got {reason}; give one written by a trial"
+            f"{path}: is not a whole checkpoint of focus_lab, got {reason}; "
+            "give one written by a trial"
         ) from error
 
 

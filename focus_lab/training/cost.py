@@ -1,10 +1,10 @@
 """What a model costs: parameters, MACs and FLOPs split by part, latency, peak memory.
 
-The protocol: one forward pass of one image in evaluation, counted by torch's FlopCounterMode with the
-attention fast path off and the math attention kernel, which is right on every supported torch. One
-multiply-accumulate is 1 MAC and 2 FLOPs. Convolutions, matrix products and attention products count;
-bilinear sampling, top-k, gather, norms and activations count 0. Published GFLOPs of the DETR family
-are usually MACs.
+The protocol: one forward pass of one image in evaluation, counted by torch's FlopCounterMode with
+the attention fast path off and the math attention kernel, which is right on every supported torch.
+One multiply-accumulate is 1 MAC and 2 FLOPs. Convolutions, matrix products and attention products
+count; bilinear sampling, top-k, gather, norms and activations count 0. Published GFLOPs of the DETR
+family are usually MACs.
 """
 
 from __future__ import annotations

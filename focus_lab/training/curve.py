@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from focus_lab.data.dataset import build_dataset
 from focus_lab.data.loader import build_eval_loader
 from focus_lab.errors import SpecError, WeightsError
@@ -48,6 +50,7 @@ def evaluate_checkpoint(
     saved = checkpoints.load(path)
     document = with_overrides(Document(saved.spec), settings)
     spec = validate_as(TrialSpec, document.content, document.locate)
+    torch.set_num_threads(spec.compute.threads)
     ratios = ratios or [spec.model.token_selection.keep_ratio]
     device = choose_device(spec.compute)
     val_set = build_dataset(spec.data, "val")

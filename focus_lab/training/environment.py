@@ -1,4 +1,4 @@
-"""Where a trial runs: device, threads, seeds, and the facts that a reproducibility manifest records."""
+"""Where a trial runs: device, seeds, and the facts that its manifest records."""
 
 from __future__ import annotations
 

@@ -65,8 +65,9 @@ def seconds_per_image(spec: TrialSpec, train_set: DetectionDataset) -> float:
     """Median time of a training image over a few steps of a fresh model on this machine."""
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
-    model = build_model(spec.model, len(train_set.class_names), load_backbone=False).to(device).train()
-    criterion = build_criterion(spec.model, len(train_set.class_names))
+    num_classes = len(train_set.class_names)
+    model = build_model(spec.model, num_classes, load_backbone=False).to(device).train()
+    criterion = build_criterion(spec.model, num_classes)
     micro = max(1, spec.training.batch_size // spec.training.accumulation)
     loader = build_train_loader(train_set, spec.data, batch_size=micro, seed=0, workers=0)
     loader.set_epoch(0)
@@ -77,7 +78,7 @@ def seconds_per_image(spec: TrialSpec, train_set: DetectionDataset) -> float:
         losses = criterion(
             model(batch.images, batch.sizes, batch.targets), batch.targets, batch.sizes
         )
-        criterion.total(losses).backward()
+        torch.autograd.backward(criterion.total(losses))
         model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

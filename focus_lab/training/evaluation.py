@@ -81,12 +81,9 @@ def coco_metrics(dataset: DetectionDataset, rows: list[dict[str, object]]) -> Me
         truth = COCO()
         truth.dataset = dataset.coco_ground_truth()
         truth.createIndex()
-    if not rows:
-        # loadRes refuses an empty list; no detection at all is an AP of zero.
-        names = {f"coco/{name}": 0.0 for name in _STATS}
-        return names | {"coco/AR": 0.0}
-    with _quiet():
-        run = COCOeval(truth, truth.loadRes(rows), "bbox")
+        # loadRes refuses an empty list; a copy without annotations has no detections either.
+        found = truth.loadRes(rows) if rows else _without_annotations(truth)
+        run = COCOeval(truth, found, "bbox")
         run.evaluate()
         run.accumulate()
         run.summarize()
@@ -113,6 +110,13 @@ def _coco_rows(
             boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
         )
     ]
+
+
+def _without_annotations(truth: COCO) -> COCO:
+    empty = COCO()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
 
 
 @contextlib.contextmanager
@@ -153,7 +157,7 @@ class TokenStatistics:
         self.recalled += float((labels & (depth >= 1)).sum())
         self.recalled_last += float((labels & (depth >= self._layers)).sum())
         self.kept += torch.stack([(depth > layer).sum() for layer in range(self._layers)]).cpu()
-        levels = depth.split([height * width for height, width in level_shapes], dim=1)
+        levels = torch.split(depth, [height * width for height, width in level_shapes], dim=1)
         self.kept_by_level += torch.stack([(level >= 1).sum() for level in levels]).cpu()
         selected = output["token_selection"]
         self.valid += float(sum(selected.valid_counts) if selected else depth.numel())

@@ -64,15 +64,15 @@ class TrialResult:
 def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
     """Train one trial to its end, from its newest checkpoint when there is one.
 
-    A resumed trial computes the same numbers, bit for bit on a CPU, as one that was never interrupted.
+    A resumed trial computes the same numbers, bit for bit on a CPU, as one never interrupted.
 
     Args:
         spec: the trial.
-        reporter: told about every epoch that this call trains; epochs done before are in the result.
+        reporter: told about every epoch that this call trains; the result has earlier ones too.
         folder: the trial's folder; checkpoints, manifest and samples go there.
 
     Raises:
-        UserError: data, weights or folder cannot be used.
+        UserError: data, weights or folder cannot be used, or the folder is another trial's.
         NonFiniteLossError: the loss is not finite.
         EffectiveSpecError: the built model does not do what the spec says.
     """
@@ -114,7 +114,8 @@ def load_model(saved: Checkpoint, device: torch.device) -> FocusDETR:
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise WeightsError(
-            f"checkpoint: its weights do not fit its spec, got {first}; it was made by another version"
+            f"checkpoint: its weights do not fit its spec, got {first}; "
+            "it was made by another version"
         ) from error
     return model.to(device).eval()
 
@@ -140,14 +141,14 @@ class _Trial:
         loader = build_train_loader(
             train_set,
             spec.data,
-            batch_size=training.batch_size // training.accumulation,
+            batch_size=training.batch_size,
             seed=spec.seed,
             workers=workers,
         )
         self.eval_loader = build_eval_loader(
             val_set, spec.data, batch_size=training.evaluation_batch_size, workers=workers
         )
-        steps_per_epoch = len(loader) // training.accumulation
+        steps_per_epoch = len(loader)
         optimizer = build_optimizer(model, training.optimizer)
         self.average = WeightAverage(model, training.ema) if training.ema.enabled else None
         self.loop = TrainingLoop(
@@ -182,7 +183,7 @@ class _Trial:
         return metrics
 
     def evaluated_weights(self) -> _Swapped:
-        """Within this context the model holds the weights that are evaluated: averaged, if any are."""
+        """A context in which the model holds the weights that are evaluated: averaged, if any."""
         return _Swapped(self.model, self.average)
 
     def _after_step(self) -> None:
@@ -190,8 +191,7 @@ class _Trial:
         if progress.step % spec.training.log_every == 0:
             mean = progress.averages["loss/total"] / progress.batch
             steps = self.loop.steps_per_epoch
-            done = progress.batch // spec.training.accumulation
-            self.reporter.progress(progress.epoch + 1, done, steps, mean)
+            self.reporter.progress(progress.epoch + 1, progress.batch, steps, mean)
         every = spec.compute.checkpoint_every_steps
         if every is not None and progress.step % every == 0:
             self.save()
@@ -218,6 +218,11 @@ class _Trial:
         """Go back to a checkpoint, if there is one."""
         if saved is None:
             return
+        if _without_compute(saved.spec) != _without_compute(self.spec.model_dump(mode="json")):
+            raise WeightsError(
+                f"{self.folder}: holds checkpoints of another trial, got a spec that differs; "
+                "choose another folder"
+            )
         self.model.load_state_dict(saved.model)
         self.loop.optimizer.load_state_dict(saved.optimizer)
         if self.average and saved.ema:
@@ -227,6 +232,10 @@ class _Trial:
         self.progress = Progress(saved.epoch, saved.batch, saved.step, saved.averages)
         self.history = list(saved.history)
         restore_rng(saved.rng)
+
+
+def _without_compute(spec: dict[str, Any]) -> dict[str, Any]:
+    return {part: content for part, content in spec.items() if part != "compute"}
 
 
 class _Swapped:
@@ -275,8 +284,7 @@ def _costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metr
 
 
 def evaluation_shapes(dataset: DetectionDataset, spec: DataSpec) -> list[tuple[int, int]]:
-    """(height, width) at which the model sees the first images of a data set: what cost is averaged
-    over."""
+    """(height, width) of a data set's first images as the model sees them: cost is their mean."""
     resize = EvalTransform(spec.evaluation).size
     return [resize(*size) for size in dataset.sizes[:_COST_IMAGES]]
 

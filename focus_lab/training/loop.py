@@ -1,7 +1,8 @@
-"""One epoch of training: micro-batches, gradients, steps; what is measured on the way."""
+"""One epoch of training: batches in parts, gradients, steps; what is measured on the way."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     batch: int = 0
-    """Micro-batches done in the running epoch."""
+    """Batches, which are optimizer steps, done in the running epoch."""
     step: int = 0
     """Optimizer steps done."""
     averages: dict[str, float] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class TrainingLoop:
         criterion: its losses.
         optimizer: with the recipe's groups.
         learning_rate: sets the groups' rates before each step.
-        loader: training batches; a batch is one micro-batch.
+        loader: training batches; one an optimizer step.
         spec: the recipe.
         device: where the model is.
         average: averaged weights, or None.
@@ -73,8 +74,7 @@ class TrainingLoop:
         self.on_step = on_step
         self.autocast = AUTOCAST[spec.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
-        # Batches that do not fill a step are left out: no gradient outlives its epoch.
-        self.steps_per_epoch = len(loader) // spec.accumulation
+        self.steps_per_epoch = len(loader)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
 
     def run_epoch(self, progress: Progress) -> Metrics:
@@ -84,19 +84,16 @@ class TrainingLoop:
             Means of the epoch: `loss/*`, `train/*`.
 
         Raises:
-            NonFiniteLossError: a loss is not finite; the batch is named.
+            NonFiniteLossError: a loss or gradient is not finite; the images are named.
         """
         self.model.train()
-        batches = self.steps_per_epoch * self.spec.accumulation
         self.loader.set_epoch(progress.epoch, start_batch=progress.batch)
         started, waited, images = time.perf_counter(), 0.0, 0
         tick = time.perf_counter()
         for batch in self.loader:
             waited += time.perf_counter() - tick
-            self._micro_step(batch, progress)
-            images += len(batch.image_ids)
-            if progress.batch == batches:
-                break
+            self._step(batch, progress)
+            images += len(batch)
             tick = time.perf_counter()
         seconds = time.perf_counter() - started
         sums = progress.averages
@@ -111,48 +108,69 @@ class TrainingLoop:
         progress.epoch, progress.batch, progress.averages = progress.epoch + 1, 0, {}
         return metrics
 
-    def _micro_step(self, batch: Batch, progress: Progress) -> None:
-        accumulation = self.spec.accumulation
-        batch = batch.to(self.device)
+    def _step(self, batch: Batch, progress: Progress) -> None:
+        """One optimizer step: the gradient is that of the whole batch, whatever its parts."""
+        boxes = sum(len(target["labels"]) for target in batch.targets)
+        numbers: dict[str, float] = {}
+        for part in batch.split(self.spec.accumulation):
+            share = len(part) / len(batch)
+            for name, number in self._backward(part, share, boxes, progress).items():
+                numbers[name] = numbers.get(name, 0.0) + number
+        numbers["train/grad_norm"] = self._optimizer_step(batch, progress)
+        progress.batch += 1
+        for name, number in numbers.items():
+            progress.averages[name] = progress.averages.get(name, 0.0) + number
+        self.on_step()
+
+    def _backward(
+        self, part: Batch, share: float, boxes: int, progress: Progress
+    ) -> dict[str, float]:
+        """Add the gradient of a part; returns its losses, which sum up to those of the batch."""
+        part = part.to(self.device)
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            output = self.model(batch.images, batch.sizes, batch.targets)
-        losses = self.criterion(output, batch.targets, batch.sizes)
+            output = self.model(part.images, part.sizes, part.targets)
+        try:
+            # Class and box losses are divided by the boxes of the whole batch: parts add up.
+            losses = self.criterion(output, part.targets, part.sizes, num_boxes=boxes)
+        except NonFiniteLossError as error:
+            raise self._not_finite("the matching cost", part, progress) from error
+        if "loss_foreground" in losses:
+            # A mean over images: each part counts by its images.
+            losses["loss_foreground"] = losses["loss_foreground"] * share
         total = self.criterion.total(losses)
         # One transfer for everything that is logged, and for the check.
         names = ["loss/total", *(f"loss/{name.removeprefix('loss_')}" for name in losses)]
         values = torch.stack([total.detach(), *(loss.detach() for loss in losses.values())])
         numbers = dict(zip(names, values.double().tolist(), strict=True))
-        if not values.isfinite().all():
-            bad = ", ".join(name for name, number in numbers.items() if number - number != 0)
-            raise NonFiniteLossError(
-                f"training: {bad} not finite at step {progress.step + 1} of epoch {progress.epoch + 1}, "
-                f"got images {list(batch.image_ids)}; lower training.optimizer.lr or look at these images"
-            )
-        self.scaler.scale(total / accumulation).backward()
-        progress.batch += 1
-        for name, number in numbers.items():
-            progress.averages[name] = progress.averages.get(name, 0.0) + number
-        if progress.batch % accumulation == 0:
-            self._optimizer_step(progress)
-            self.on_step()
+        if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
+            raise self._not_finite(", ".join(bad), part, progress)
+        torch.autograd.backward(self.scaler.scale(total))
+        return numbers
 
-    def _optimizer_step(self, progress: Progress) -> None:
+    def _optimizer_step(self, batch: Batch, progress: Progress) -> float:
+        """Change the weights; returns the norm of the gradient before clipping."""
         self.learning_rate.set_step(progress.step)
         self.scaler.unscale_(self.optimizer)
         clip = self.spec.optimizer.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(
-            self._parameters, float("inf") if clip is None else clip
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if clip is None else clip)
         )
+        # A scaler skips such a step by itself, and lowers its scale.
+        if not math.isfinite(norm) and not self.scaler.is_enabled():
+            raise self._not_finite("the gradient", batch, progress)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         progress.step += 1
         if self.average is not None:
             self.average.update(self.model, progress.step)
-        key = "train/grad_norm"
-        # Summed per step, divided by micro-batches at the end of the epoch: weigh accordingly.
-        progress.averages[key] = (
-            progress.averages.get(key, 0.0) + float(norm) * self.spec.accumulation
+        return norm
+
+    def _not_finite(self, what: str, batch: Batch, progress: Progress) -> NonFiniteLossError:
+        return NonFiniteLossError(
+            f"training: {what} not finite at step {progress.step + 1}, in epoch "
+            f"{progress.epoch + 1}, got images {list(batch.image_ids)}; "
+            "lower training.optimizer.lr or look at these images"
         )

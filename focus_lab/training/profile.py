@@ -59,7 +59,9 @@ def profile_model(spec: TrialSpec, repeats: int = 20) -> dict[str, Any]:
         },
         "facts": {
             "parameters": f"{own.parameters / 1e6:.2f} M",
-            "keep ratio": f"{selection.keep_ratio:g} (mean over layers {selection.mean_keep_ratio:.3g})",
+            "keep ratio": (
+                f"{selection.keep_ratio:g} (mean over layers {selection.mean_keep_ratio:.3g})"
+            ),
             "latency": (
                 f"median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms, batch 1, "
                 f"{height} x {width}, {repeats} passes, {name}"

@@ -1,5 +1,7 @@
-"""What a trial shows of itself: the same validation images in every trial, with detections and the
-depth to which each token was refined. Numbers only; the report draws them.
+"""What a trial shows of itself: the same validation images in every trial.
+
+With them go detections and the depth to which each token was refined. Numbers only; the report
+draws them.
 """
 
 from __future__ import annotations

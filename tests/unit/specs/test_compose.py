@@ -84,7 +84,7 @@ def test_broken_files_are_explained_with_their_line(
     tmp_path: Path, text: str, sentence: str
 ) -> None:
     write(tmp_path, spec=text)
-    with pytest.raises(SpecError, match="spec.yaml") as caught:
+    with pytest.raises(SpecError, match=r"spec\.yaml") as caught:
         read(tmp_path / "spec.yaml")
     assert sentence in str(caught.value)
 

@@ -93,9 +93,7 @@ def test_a_cascade_of_the_wrong_length_is_explained() -> None:
 
 
 def test_an_axis_over_kinds_replaces_the_mapping() -> None:
-    made = plan(
-        experiment(cells={"tiny": {"model.backbone": {"kind": "residual"}}}, seeds=[0])
-    )
+    made = plan(experiment(cells={"tiny": {"model.backbone": {"kind": "residual"}}}, seeds=[0]))
     assert made.cells[1].spec.model.backbone.kind == "residual"
 
 

