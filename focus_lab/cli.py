@@ -33,6 +33,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Make a data set, or judge one.")
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(no_args_is_help=True, help="Ours against a reference, in one run.")
+app.add_typer(bench_app, name="bench")
 
 # Piped tables are for reading by programs and files: they do not wrap at some terminal's width.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -353,6 +355,29 @@ def data_check(
         out.print(found.as_text(), markup=False)
     if not found.usable:
         raise typer.Exit(2)
+
+
+@bench_app.command("lab")
+def bench_lab(
+    file: File,
+    settings: Set = None,
+    rounds: Annotated[int, typer.Option(help="How often each side is run.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """What the lab itself costs: its trials against the same trainings called directly."""
+    from focus_lab.lab.bench import bench_lab as bench
+    from focus_lab.specs.load import load_experiment
+
+    _, plan = load_experiment(file, settings)
+    result = bench(file, settings or [], plan, rounds, lambda text: talk.print(text, markup=False))
+    if as_json:
+        _print_json(result)
+        return
+    table = _table("case", "under the lab", "directly", "overhead", "directly / lab")
+    for row in result["rows"]:
+        seconds = [f"{row[key] / 1000:.1f} s" for key in ("ours_ms", "against_ms", "overhead_ms")]
+        table.add_row(row["case"], *seconds, f"{row['ratio']:.2f}")
+    out.print(table)
 
 
 @app.command()

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from html import escape
 
 import matplotlib
+import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.transforms import Bbox
+from numpy.typing import NDArray
 
 # Okabe and Ito's palette without its yellow, which vanishes on white; ink stands for its black.
 INK, MUTED, RULE = "#1b1c1d", "#5e6063", "#d2d3d4"
@@ -105,7 +107,7 @@ def as_file(svg: str) -> str:
 
 
 def inline(svg: str, title: str) -> str:
-    """SVG for an HTML page: no prolog, no address, the page's colours, a title for screen readers."""
+    """SVG for an HTML page: no prolog, no address, the page's colours, a title to be read aloud."""
     text = svg[svg.index("<svg ") :]
     opening, rest = text.split(">", 1)
     opening = re.sub(r' (xmlns(:\w+)?|version|width|height)="[^"]*"', "", opening)
@@ -147,9 +149,9 @@ def place_labels(
     figure.set_layout_engine("none")
     frame = axes.get_window_extent(renderer)
     centres = axes.transData.transform(points)
-    taken = [Bbox.from_bounds(x - 6, y - 6, 12, 12) for x, y in centres]
+    taken = _squares(centres, 6)
     if avoid:
-        taken += [Bbox.from_bounds(x - 2, y - 2, 4, 4) for x, y in axes.transData.transform(avoid)]
+        taken = np.concatenate([taken, _squares(axes.transData.transform(avoid), 2)])
     per_point = figure.dpi / 72
     for point, (x, y), label, (width, height) in zip(points, centres, labels, sizes, strict=True):
         best = min(
@@ -157,7 +159,7 @@ def place_labels(
             key=lambda found: _cost(found[0], taken, frame) + 0.5 * found[1],
         )
         box, distance = best
-        taken.append(box)
+        taken = np.concatenate([taken, _extents(box)[None]])
         far = distance > 16
         axes.annotate(
             label,
@@ -182,12 +184,23 @@ def _candidates(x: float, y: float, width: float, height: float) -> list[tuple[B
     return found
 
 
-def _cost(box: Bbox, taken: Sequence[Bbox], frame: Bbox) -> float:
+def _squares(centres: NDArray[np.float64], half: float) -> NDArray[np.float64]:
+    """Squares around centres as [n, 4] x0 y0 x1 y1."""
+    return np.concatenate([np.asarray(centres) - half, np.asarray(centres) + half], axis=1)
+
+
+def _cost(box: Bbox, taken: NDArray[np.float64], frame: Bbox) -> float:
     """Area that a label would share with others, and that it would have outside of the axes."""
-    grown = box.padded(2)
-    shared = sum(_area(Bbox.intersection(grown, other)) for other in taken)
-    return shared + 4 * (_area(box) - _area(Bbox.intersection(box, frame)))
+    shared = _shared_area(_extents(box.padded(2)), taken).sum()
+    inside = _shared_area(_extents(box), _extents(frame)[None]).sum()
+    return float(shared + 4 * (box.width * box.height - inside))
 
 
-def _area(box: Bbox | None) -> float:
-    return float(box.width * box.height) if box is not None else 0.0
+def _extents(box: Bbox) -> NDArray[np.float64]:
+    return np.asarray(box.extents, dtype=np.float64)
+
+
+def _shared_area(box: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    area: NDArray[np.float64] = np.prod((high - low).clip(min=0), axis=1)
+    return area

@@ -234,7 +234,8 @@ def _with_interval(cell: CellSummary, metric: str) -> str:
     text = q.number(metric, found.mean)
     if found.low is None:
         return f"{text} (one seed)"
-    return f"{text} {q.interval(metric, found.low, found.high)} over {found.n} seeds"
+    bounds = f"{q.number(metric, found.low)} to {q.number(metric, found.high)}"
+    return f"{text} (95 % interval {bounds}, {found.n} seeds)"
 
 
 def _difference(metric: str, difference: Difference) -> str:

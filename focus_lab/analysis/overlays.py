@@ -131,10 +131,12 @@ def _cell_tile(image: SampleImage, names: Sequence[str], cell: str, seed: int) -
         height = max(1, round(width * size[1] / size[0]))
         canvas = Image.new("RGB", (size[0], size[1] + gap + height), "white")
         canvas.paste(top, (0, 0))
+        whole = Image.fromarray(pixels.astype(np.uint8))
+        resized = whole.resize((width, height), Image.Resampling.LANCZOS)
+        small = np.asarray(resized, dtype=np.float64)
         for level in range(1, coarser + 1):
-            panel = Image.fromarray(_veiled(pixels, image, level).astype(np.uint8))
-            place = ((level - 1) * (width + gap), size[1] + gap)
-            canvas.paste(panel.resize((width, height), Image.Resampling.LANCZOS), place)
+            panel = Image.fromarray(_veiled(small, image, level).astype(np.uint8))
+            canvas.paste(panel, ((level - 1) * (width + gap), size[1] + gap))
     share = q.percent(image.kept_share)
     name = q.printable(cell)
     caption = f"{share} of tokens kept, {len(shown)} found"
@@ -194,8 +196,11 @@ def _draw_truth(canvas: Image.Image, image: SampleImage, *, coloured: bool) -> N
         _scaled(image.truth.xyxy, image, canvas), image.truth.labels, strict=True
     ):
         if coloured:
-            _frame(draw, box, "white", _FINE * 4)
-            _frame(draw, box, _hex(label), _FINE * 3)
+            # Around the object, so that a small one stays visible.
+            for margin, colour in ((4 * _FINE, "white"), (3 * _FINE, _hex(label))):
+                x0, y0, x1, y1 = box
+                outer = (x0 - margin, y0 - margin, x1 + margin, y1 + margin)
+                draw.rectangle(outer, outline=colour, width=margin)
         else:
             _dashed(draw, box)
 
@@ -213,7 +218,7 @@ def _draw_detections(canvas: Image.Image, image: SampleImage, names: Sequence[st
         if row[0] >= SCORE_THRESHOLD
     ]
     for _, label, box in rows:
-        _frame(draw, box, _hex(label), 2 * _FINE)
+        draw.rectangle(box, outline=_hex(label), width=2 * _FINE)
     for score, label, box in rows:
         text = f"{100 * score:.0f}"
         if len(names) > len(COLOURS):
@@ -235,12 +240,6 @@ def _scaled(
     limit = np.array([canvas.width - 1, canvas.height - 1] * 2, dtype=np.float64)
     clipped = np.nan_to_num(xyxy * scale).clip(0, limit)
     return [(x0, y0, max(x0, x1), max(y0, y1)) for x0, y0, x1, y1 in clipped.tolist()]
-
-
-def _frame(
-    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: str, width: int
-) -> None:
-    draw.rectangle(box, outline=colour, width=width)
 
 
 def _dashed(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float]) -> None:

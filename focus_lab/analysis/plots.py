@@ -27,7 +27,7 @@ _RECALL = "tokens/foreground_recall"
 
 
 def pareto_plot(comparison: Comparison) -> str | None:
-    """First objective against the second: a point a cell, small dots for seeds, a line the front."""
+    """First objective against the second: cells as points, seeds as dots, the front as a line."""
     vertical, horizontal = comparison.axes
     placed = []
     busy: list[tuple[float, float]] = []

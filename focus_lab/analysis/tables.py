@@ -30,6 +30,7 @@ _SUMMARY_METRICS = (
     "tokens/foreground_recall",
     THROUGHPUT,
 )
+_TERMINAL_WIDTH = 110
 _NAME_LENGTH = 100
 """Characters of a cell's name in a metric name, which MLflow limits to 250 altogether."""
 
@@ -121,7 +122,7 @@ def trials_table(record: ExperimentRecord) -> Table:
                 trial.state.lower(),
                 str(epoch) if epoch else q.MISSING,
                 q.NO_BOX if ap is not None and q.is_no_box(AP, ap) else q.number(AP, ap),
-                q.significant(sum(seconds)) if seconds else q.MISSING,
+                q.number("train/seconds", sum(seconds) if seconds else None),
                 q.printable(trial.message) if trial.message else "",
             )
         )
@@ -174,11 +175,22 @@ def summary_metrics(record: ExperimentRecord) -> dict[str, float]:
 def as_text(record: ExperimentRecord) -> str:
     """A table for the terminal, at most 110 columns wide, with a line on what it decides."""
     comparison = compare(record)
+    lines: list[str] = []
+    for name_width in (24, 18, 12):
+        lines = _lines(comparison, name_width)
+        if max(map(len, lines)) <= _TERMINAL_WIDTH:
+            break
+    if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
+        lines.append("One seed decides nothing: the order of the cells may change with another.")
+    return "\n".join(lines)
+
+
+def _lines(comparison: Comparison, name_width: int) -> list[str]:
     columns = ("cell", "keep", "mean", "n", "AP", "difference to baseline", "AP50", "recall",
                "GFLOPs", "ms", "front")  # fmt: skip
     rows = [
         (
-            q.printable(cell.name, 24),
+            q.printable(cell.name, name_width),
             q.ratio_of_tokens(cell.record.keep_ratio),
             q.ratio_of_tokens(cell.record.mean_keep_ratio),
             str(cell.n),
@@ -200,10 +212,7 @@ def as_text(record: ExperimentRecord) -> str:
         )
         for cell in comparison.cells
     ]
-    lines = _aligned([columns, *rows])
-    if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
-        lines.append("One seed decides nothing: the order of the cells may change with another.")
-    return "\n".join(lines)
+    return _aligned([columns, *rows])
 
 
 def value(cell: CellSummary, metric: str) -> str:

@@ -49,7 +49,8 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
         {"uuid": "curves", "name": "Training", "display": True, "isReordered": True, "isGenerated": False},
     ]  # fmt: skip
     return {
-        "searchFilter": "",
+        # Trials, not the summary run.
+        "searchFilter": "tags.`focus_lab.trial_id` LIKE '%'",
         "orderByKey": "params.`keep_ratio`",
         "orderByAsc": True,
         "runsHidden": [],

@@ -48,7 +48,7 @@ class TrialProgress:
         if step["epoch"] != self.epoch + 1:
             return float(self.epoch)
         self.loss = step["loss"]
-        return self.epoch + float(step["step"]) / max(1, step["steps"])
+        return self.epoch + float(step["step"]) / max(1.0, float(step["steps"]))
 
     def seconds_an_epoch(self) -> float | None:
         """Measured since it was started this time."""

@@ -40,7 +40,10 @@ class TuneExecutor:
 
         if self._started:
             return
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled" if self._address is None else "token")
+        # Without a token, whoever reaches a Ray port may run code; Ray makes one for local clusters.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray lowers its workers' priority; beside anything else on the machine trials would starve.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
@@ -58,6 +61,20 @@ class TuneExecutor:
             **options,
         )
         self._started = True
+        self._warm_up()
+
+    def _warm_up(self) -> None:
+        """Let idle worker processes import torch while the driver sets up the rest.
+
+        Ray turns them into the actors of the first trials. Nobody waits for the result.
+        """
+        import ray
+
+        if self._address is None:
+            warm = ray.remote(import_worker).options(
+                num_cpus=self._compute.cpus_per_worker, num_gpus=self._compute.gpus_per_worker
+            )
+            self._warming = [warm.remote() for _ in range(self.concurrent_trials)]
 
     @property
     def concurrent_trials(self) -> int:
@@ -110,6 +127,11 @@ class TuneExecutor:
         if relay.open:
             # Tune catches Ctrl-C, stops its trials and returns as if all were well.
             raise KeyboardInterrupt
+
+
+def import_worker() -> None:
+    """What takes seconds the first time in a process."""
+    import focus_lab.lab.worker  # noqa: F401  # for its side effect: modules that stay loaded
 
 
 def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:

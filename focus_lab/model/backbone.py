@@ -9,12 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import timm
-import torchvision
-from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.ops import FrozenBatchNorm2d
 
 from focus_lab.errors import SpecError
 
@@ -44,6 +40,10 @@ class ResNetFeatures(Backbone):
             depth: 18, 34, 50, 101 or 152.
             frozen_stages: leading stages without gradient, 0 to 5; the stem is the first.
         """
+        # Here and not above: models of other kinds need not wait for the import.
+        import torchvision
+        from torchvision.ops import FrozenBatchNorm2d
+
         super().__init__()
         network = getattr(torchvision.models, f"resnet{depth}")(norm_layer=FrozenBatchNorm2d)
         self.conv1 = network.conv1
@@ -86,6 +86,8 @@ class TimmFeatures(Backbone):
         Raises:
             SpecError: when timm has no such model or stage.
         """
+        import timm
+
         super().__init__()
         options: dict[str, Any] = {}
         settings = timm.get_pretrained_cfg(name)
@@ -165,6 +167,8 @@ class TimmFeatures(Backbone):
 
 def _frozen(module: nn.Module) -> nn.Module:
     """The module with all batch norms fixed."""
+    from timm.layers.norm_act import freeze_batch_norm_2d
+
     result: nn.Module = freeze_batch_norm_2d(module)  # type: ignore[no-untyped-call]
     return result
 

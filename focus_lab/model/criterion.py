@@ -61,6 +61,8 @@ class Criterion:
         foreground_weight: float,
         focal_alpha: float,
         focal_gamma: float,
+        foreground_alpha: float,
+        foreground_gamma: float,
         size_ranges: Sequence[tuple[float, float]],
         center_radius: float | None,
         denoising: bool,
@@ -74,8 +76,10 @@ class Criterion:
             bbox_weight: weight of `loss_bbox*`.
             giou_weight: weight of `loss_giou*`.
             foreground_weight: weight of `loss_foreground`.
-            focal_alpha: weight of positives in the focal losses.
-            focal_gamma: focusing exponent of the focal losses.
+            focal_alpha: weight of positives in the focal loss of the classes.
+            focal_gamma: focusing exponent of the focal loss of the classes.
+            foreground_alpha: weight of positives in `loss_foreground`.
+            foreground_gamma: focusing exponent of `loss_foreground`.
             size_ranges: see `foreground_labels`.
             center_radius: see `foreground_labels`.
             denoising: whether outputs without denoising queries report the `_dn` losses as zeros.
@@ -84,6 +88,8 @@ class Criterion:
         self.matcher = matcher
         self.focal_alpha = focal_alpha
         self.focal_gamma = focal_gamma
+        self.foreground_alpha = foreground_alpha
+        self.foreground_gamma = foreground_gamma
         self.size_ranges = tuple(size_ranges)
         self.center_radius = center_radius
         self.denoising = denoising
@@ -189,7 +195,8 @@ class Criterion:
             positive: bool [B, N], the foreground labels.
         """
         logits = at_least_float32(logits)
-        loss = focal_loss(logits, positive, self.focal_alpha, self.focal_gamma).sum(dim=1)
+        loss = focal_loss(logits, positive, self.foreground_alpha, self.foreground_gamma)
+        loss = loss.sum(dim=1)  # [B]
         return (loss / positive.sum(dim=1).clamp(min=1)).mean()
 
     def _set_losses(
@@ -250,6 +257,8 @@ def build_criterion(spec: ModelSpec, num_classes: int) -> Criterion:
         foreground_weight=loss.foreground_weight,
         focal_alpha=loss.focal_alpha,
         focal_gamma=loss.focal_gamma,
+        foreground_alpha=loss.foreground_alpha,
+        foreground_gamma=loss.foreground_gamma,
         size_ranges=foreground.size_ranges or default_size_ranges(spec.num_feature_levels),
         center_radius=foreground.center_radius,
         denoising=spec.denoising.enabled,

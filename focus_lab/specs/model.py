@@ -193,9 +193,13 @@ class Loss(Spec):
     foreground_weight: NonNegativeFloat = 1.5
     """Weight of the foreground loss of the scorer."""
     focal_alpha: Probability = 0.25
-    """Weight of positives in the focal losses, in the matching cost as well."""
+    """Weight of positives in the focal loss of the classes, in the matching cost as well."""
     focal_gamma: NonNegativeFloat = 2.0
-    """Focusing exponent of the focal losses, in the matching cost as well."""
+    """Focusing exponent of the focal loss of the classes, in the matching cost as well."""
+    foreground_alpha: Probability = 0.25
+    """Weight of positives in the foreground loss."""
+    foreground_gamma: NonNegativeFloat = 2.0
+    """Focusing exponent of the foreground loss."""
 
 
 class Ops(Spec):

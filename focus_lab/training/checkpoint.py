@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,10 @@ def load(path: Path) -> Checkpoint:
         WeightsError: the file is missing or is not a checkpoint of focus_lab.
     """
     try:
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        with warnings.catch_warnings():
+            # A foreign pickle is refused below, in our words.
+            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+            return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise WeightsError(
             f"{path}: no such checkpoint; trials keep theirs under checkpoints/"
@@ -96,7 +100,7 @@ def load(path: Path) -> Checkpoint:
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
             f"{path}: is not a whole checkpoint of focus_lab, got {reason}; "
             "give one written by a trial"

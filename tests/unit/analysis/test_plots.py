@@ -1,0 +1,72 @@
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import matplotlib
+import pytest
+
+from focus_lab.analysis import drawing, plots
+from focus_lab.analysis.summary import compare
+
+ALL = (plots.pareto_plot, plots.keep_ratio_plot, plots.curves_plot, plots.cost_plot)
+APS = {f"cell {i}": {0: 0.2 + i / 50, 1: 0.21 + i / 40} for i in range(4)}
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_a_plot_is_valid_svg_and_the_same_every_time(make_record, draw):
+    comparison = compare(make_record(APS))
+    svg = draw(comparison)
+    ET.fromstring(drawing.as_file(svg))
+    assert svg == draw(comparison)
+
+
+@pytest.mark.parametrize("draw", ALL)
+def test_nothing_is_drawn_of_nothing(empty_record, draw):
+    assert draw(compare(empty_record)) is None
+
+
+def test_drawing_leaves_matplotlibs_settings_alone(make_record):
+    before = dict(matplotlib.rcParams)
+    plots.pareto_plot(compare(make_record(APS)))
+    assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_labels_of_close_cells_do_not_cover_each_other(make_record, count):
+    aps = {f"keep_ratio=0.{i}": {0: 0.30 + 0.001 * i} for i in range(count)}
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    record = compare(make_record(aps))
+    points = [(cell.mean("cost/gflops"), cell.mean("coco/AP")) for cell in record.cells]
+    axes.plot(*zip(*points, strict=True), "o")
+    drawing.place_labels(axes, points, list(aps))
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == count
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_names_are_shown_letter_by_letter(make_record):
+    names = {"_hidden": {0: 0.2}, "$x^2$ <b>&": {0: 0.3}, "日本": {0: 0.25}}
+    for draw in ALL:
+        text = "".join(ET.fromstring(draw(compare(make_record(names)))).itertext())
+        if draw is not plots.keep_ratio_plot:
+            assert all(name in text for name in names)
+
+
+def test_inline_svg_names_no_address_and_takes_the_pages_colours(make_record):
+    svg = drawing.inline(plots.pareto_plot(compare(make_record(APS))), "a <title>")
+    assert "://" not in svg
+    assert "currentColor" in svg
+    assert "a &lt;title&gt;" in svg
+
+
+def test_cells_that_differ_in_more_than_the_keep_ratio_get_their_own_line(make_record):
+    record = make_record(APS)
+    cells = [
+        replace(c, overrides=c.overrides | ({"model.scoring": "dense"} if place % 2 else {}))
+        for place, c in enumerate(record.cells)
+    ]
+    text = plots.keep_ratio_plot(compare(replace(record, cells=tuple(cells))))
+    assert "scoring dense" in text
+    assert re.search("foreground share 14 %", text)
