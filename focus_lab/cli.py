@@ -129,57 +129,39 @@ def show_plan(
 ) -> None:
     """Show what would run and what it would cost; runs nothing."""
     from focus_lab.specs.load import load_experiment
-    from focus_lab.training.estimate import estimate, open_data, seconds_per_image
+    from focus_lab.training.estimate import estimate
 
     spec, plan = load_experiment(file, settings)
-    plan = plan.keep(tuple(only or ()))
     talk.print("counting …")
-    train_set, val_set = open_data(spec.data)
-    estimates = {cell.name: estimate(cell.spec, train_set, val_set) for cell in plan.cells}
-    pace = seconds_per_image(plan.cells[0].spec, train_set) if time else None
-    reference = estimates[plan.cells[0].name].cost.total_macs
-    rows = []
-    for cell in plan.cells:
-        found, selection = estimates[cell.name], cell.spec.model.token_selection
-        seconds = pace * found.images * found.cost.total_macs / reference if pace else None
-        rows.append(
-            {
-                "cell": cell.name,
-                "baseline": cell.is_baseline,
-                "overrides": cell.overrides,
-                "keep_ratio": selection.keep_ratio,
-                "mean_keep_ratio": selection.mean_keep_ratio,
-                "trials": sum(trial.cell == cell.name for trial in plan.trials),
-                "steps": found.steps,
-                "seconds_a_trial": seconds,
-                **found.cost.metrics(),
-            }
-        )
+    found = estimate(plan.keep(tuple(only or ())), measure=time)
+    trials = sum(one.trials for one in found)
     if as_json:
-        _print_json({"name": spec.name, "trials": len(plan.trials), "cells": rows})
+        _print_json(
+            {"name": spec.name, "trials": trials, "cells": [one.as_dict() for one in found]}
+        )
         return
-    table = _table("cell", "keep ratio", "mean over layers", "trials", "steps", "params", "GFLOPs",
-                   "encoder GFLOPs", "time a trial")  # fmt: skip
-    for row in rows:
-        name = f"{row['cell']} (baseline)" if row["baseline"] else str(row["cell"])
+    table = _table(
+        "cell", "keep ratio", "mean over layers", "trials", "steps", "params", "GFLOPs",
+        "encoder GFLOPs", "time a trial",
+    )  # fmt: skip
+    for one in found:
+        selection, costs = one.cell.spec.model.token_selection, one.cost.metrics()
         table.add_row(
-            name,
-            f"{row['keep_ratio']:g}",
-            f"{row['mean_keep_ratio']:.3g}",
-            str(row["trials"]),
-            str(row["steps"]),
-            f"{row['cost/params'] / 1e6:.2f} M",
-            f"{row['cost/gflops']:.3g}",
-            f"{row['cost/encoder_gflops']:.3g}",
-            _duration(row["seconds_a_trial"]),
+            f"{one.cell.name} (baseline)" if one.cell.is_baseline else one.cell.name,
+            f"{selection.keep_ratio:g}",
+            f"{selection.mean_keep_ratio:.3g}",
+            str(one.trials),
+            str(one.steps),
+            f"{one.cost.parameters / 1e6:.2f} M",
+            f"{costs['cost/gflops']:.3g}",
+            f"{costs['cost/encoder_gflops']:.3g}",
+            _duration(one.seconds) + ("" if one.measured or not time else " (scaled)"),
         )
     out.print(table)
-    out.print(f"{len(plan.trials)} trials of {len(plan.cells)} cells; GFLOPs are 2 per multiply-add,"
-              " one image at the data set's own size.")  # fmt: skip
-    if pace:
+    out.print(f"{trials} trials of {len(found)} cells. GFLOPs: 2 per multiply-add, one image.")
+    if time:
         out.print(
-            f"Times: a few measured training steps of {plan.cells[0].name}, scaled by GFLOPs;"
-            " evaluation left out; one trial alone on this machine."
+            "Times: from a few training steps on this machine, one trial alone, no evaluation."
         )
 
 
@@ -192,7 +174,7 @@ def evaluate(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """AP of a checkpoint by pycocotools; with several keep ratios a whole curve from one checkpoint."""
+    """AP of a checkpoint by pycocotools; with several keep ratios, a curve from one checkpoint."""
     from focus_lab.training.curve import evaluate_checkpoint
 
     ratios = _ratios(keep_ratio)
@@ -202,8 +184,8 @@ def evaluate(
     if as_json:
         _print_json(rows)
         return
-    table = _table("keep ratio", "AP", "AP50", "AP75", "APS", "APM", "APL", "AR", "recall of foreground",
-                   "GFLOPs")  # fmt: skip
+    headings = ("keep ratio", "AP", "AP50", "AP75", "APS", "APM", "APL", "AR")
+    table = _table(*headings, "foreground recall", "GFLOPs")
     for row in rows:
         names = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR")
         values = [f"{row[f'coco/{name}']:.3f}" for name in names]
@@ -326,8 +308,10 @@ def data_shapes(
 
     spec, _ = load_experiment(file, settings)
     if not isinstance(spec.data, ShapesData):
-        raise UserError(f"data.kind: `data shapes` writes procedural scenes, got {spec.data.kind!r}; "
-                        "give a spec with data: {kind: shapes}")  # fmt: skip
+        raise UserError(
+            f"data.kind: `data shapes` writes procedural scenes, got {spec.data.kind!r}; "
+            "give a spec with data: {kind: shapes}"
+        )
     talk.print(f"writing {spec.data.num_train + spec.data.num_val} scenes …")
     write_shapes(spec.data, folder)
     out.print(str(folder), markup=False)
@@ -383,7 +367,9 @@ def bench_lab(
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released Focus-DETR checkpoint.")],
-    file: Annotated[Path, typer.Argument(help="The spec of its model, for example r50_paper.yaml.")],
+    file: Annotated[
+        Path, typer.Argument(help="The spec of its model, for example r50_paper.yaml.")
+    ],
     target: Annotated[Path, typer.Option("--to", help="Where to write the converted checkpoint.")],
     settings: Set = None,
 ) -> None:
@@ -398,7 +384,7 @@ def convert(
 
 @app.command()
 def doctor(out_dir: Out = RUNS, as_json: Json = False) -> None:
-    """What is installed, which implementation of the op is active, what is wrong and how to mend it."""
+    """What is installed, which op implementation is active, what is wrong and how to mend it."""
     from focus_lab.lab.doctor import examine
 
     findings = examine(out_dir)
@@ -425,7 +411,7 @@ def ui(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
 ) -> None:
-    """Open MLflow's UI on the lab's store; prints the address of the experiment's comparison page."""
+    """Run MLflow's UI on the lab's store; prints the address of the comparison page."""
     from focus_lab.lab.ui import serve_ui
 
     serve_ui(

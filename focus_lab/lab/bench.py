@@ -39,7 +39,9 @@ def bench_lab(
     Returns:
         The rows of `bench --json`, times in milliseconds; `overhead_ms` is the difference.
     """
-    side_by_side = max(1, int((os.cpu_count() or 1) / plan.cells[0].spec.compute.cpus_per_worker))
+    cores = os.cpu_count() or 1
+    side_by_side = max(1, int(cores / plan.trials[0].spec.compute.cpus_per_worker))
+    training = plan.trials[0].spec.training
     rows = []
     for number in range(rounds):
         on_round(f"round {number + 1} of {rounds}: directly, {side_by_side} side by side")
@@ -48,8 +50,8 @@ def bench_lab(
         lab = _under_the_lab(file, settings)
         rows.append(
             {
-                "case": f"{len(plan.trials)} trials of {plan.trials[0].spec.training.epochs} epochs",
-                "dtype": plan.trials[0].spec.training.precision,
+                "case": f"{len(plan.trials)} trials of {training.epochs} epochs",
+                "dtype": training.precision,
                 "direction": "train",
                 "against": "the same trainings called directly",
                 "ours_ms": 1000 * lab,

@@ -33,7 +33,10 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
     cost = objectives[1] if len(objectives) > 1 else "cost/gflops"
     charts = [
         _scatter("quality-cost", "tradeoff", f"{quality} against {cost}", cost, quality),
-        _scatter("quality-ratio", "tradeoff", f"{quality} against keep ratio", "tokens/keep_ratio", quality),
+        _scatter(
+            "quality-ratio", "tradeoff", f"{quality} against keep ratio",
+            "tokens/keep_ratio", quality,
+        ),
         _scatter(
             "recall-ratio", "tradeoff", "foreground recall against keep ratio",
             "tokens/keep_ratio", "tokens/foreground_recall",
@@ -45,9 +48,9 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
         _line("line-loss", "curves", "loss/total"),
     ]  # fmt: skip
     sections = [
-        {"uuid": "tradeoff", "name": "AP and compute", "display": True, "isReordered": True, "isGenerated": False},
-        {"uuid": "curves", "name": "Training", "display": True, "isReordered": True, "isGenerated": False},
-    ]  # fmt: skip
+        {"uuid": uuid, "name": name, "display": True, "isReordered": True, "isGenerated": False}
+        for uuid, name in (("tradeoff", "AP and compute"), ("curves", "Training"))
+    ]
     return {
         # Trials, not the summary run.
         "searchFilter": "tags.`focus_lab.trial_id` LIKE '%'",

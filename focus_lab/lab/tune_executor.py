@@ -36,17 +36,18 @@ class TuneExecutor:
 
     def start(self) -> None:
         """Start or join Ray; safe to call ahead, while other things are set up."""
-        import ray
-
-        if self._started:
-            return
-        # Without a token, whoever reaches a Ray port may run code; Ray makes one for local clusters.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Ray's own default asks for a token, and makes one for a local cluster. It stays as it is:
+        # without a token whoever reaches a port may run code.
         # Ray lowers its workers' priority; beside anything else on the machine trials would starve.
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+        # After the settings: some are read at import.
+        import ray
+
+        if self._started:
+            return
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
         # "local" and not nothing: a bare init would join a stranger's cluster. The dashboard stays

@@ -1,0 +1,1 @@
+"""The detector, one concept a file."""

@@ -1,4 +1,4 @@
-"""The field reference: every field of the spec with type, default and meaning, from the models themselves.
+"""The field reference: every field of the spec with type, default and meaning.
 
 `python -m focus_lab.specs.reference FILE` writes it between the markers of a Markdown file.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -15,23 +16,45 @@ from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.model import ModelSpec
+from focus_lab.specs.plan import Cell, Plan
 from focus_lab.training.cost import Cost, mean_cost, model_without_memory
 from focus_lab.training.environment import choose_device
 from focus_lab.training.fit import evaluation_shapes
 
 _STEPS = 3
+_MEASURING_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one trial would take."""
+    """What one trial of a cell would take."""
 
+    cell: Cell
+    trials: int
+    """Seeds of the cell."""
     cost: Cost
     """One image at the data set's own sizes."""
     steps: int
-    """Optimizer steps in all."""
-    images: int
-    """Training images in all, over the epochs."""
+    """Optimizer steps of a trial."""
+    seconds: float | None
+    """Training time of a trial alone on this machine, without evaluation; None if not asked for."""
+    measured: bool
+    """Whether the time was measured, or scaled by FLOPs from a cell that was."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        selection = self.cell.spec.model.token_selection
+        return {
+            "cell": self.cell.name,
+            "baseline": self.cell.is_baseline,
+            "overrides": self.cell.overrides,
+            "keep_ratio": selection.keep_ratio,
+            "mean_keep_ratio": selection.mean_keep_ratio,
+            "trials": self.trials,
+            "steps": self.steps,
+            "seconds_a_trial": self.seconds,
+            "measured": self.measured,
+        } | self.cost.metrics()
 
 
 def open_data(spec: DataSpec) -> tuple[DetectionDataset, DetectionDataset]:
@@ -52,13 +75,35 @@ def check_model(spec: ModelSpec, num_classes: int) -> None:
     build_model(spec, num_classes)
 
 
-def estimate(spec: TrialSpec, train_set: DetectionDataset, val_set: DetectionDataset) -> Estimate:
-    """Count a trial without running it."""
-    model = model_without_memory(spec.model, len(train_set.class_names))
-    cost = mean_cost(model, evaluation_shapes(val_set, spec.data))
-    batch = spec.training.batch_size
-    steps = len(train_set) // batch * spec.training.epochs
-    return Estimate(cost, steps, steps * batch)
+def estimate(plan: Plan, measure: bool) -> list[Estimate]:
+    """Count every cell of a plan, and time a few training steps of as many as a short while allows.
+
+    Args:
+        plan: the plan.
+        measure: whether to time steps at all.
+
+    Raises:
+        DataError: a data set cannot be used.
+    """
+    found: list[Estimate] = []
+    timed: tuple[float, int] | None = None  # seconds an image, MACs of the cell it was measured on
+    deadline = time.monotonic() + _MEASURING_SECONDS
+    for cell in plan.cells:
+        spec = cell.spec
+        train_set, val_set = open_data(spec.data)
+        model = model_without_memory(spec.model, len(train_set.class_names))
+        cost = mean_cost(model, evaluation_shapes(val_set, spec.data))
+        steps = len(train_set) // spec.training.batch_size * spec.training.epochs
+        measured = measure and (timed is None or time.monotonic() < deadline)
+        if measured:
+            timed = (seconds_per_image(spec, train_set), cost.total_macs)
+        seconds = None
+        if timed:
+            pace, macs = timed
+            seconds = pace * cost.total_macs / macs * steps * spec.training.batch_size
+        trials = sum(trial.cell == cell.name for trial in plan.trials)
+        found.append(Estimate(cell, trials, cost, steps, seconds, measured))
+    return found
 
 
 def seconds_per_image(spec: TrialSpec, train_set: DetectionDataset) -> float:

@@ -124,7 +124,9 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_other_files_are_explained(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.pt"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"file\.pt: is not a whole checkpoint of focus_lab, got "):
+    with pytest.raises(
+        WeightsError, match=r"file\.pt: is not a whole checkpoint of focus_lab, got "
+    ):
         checkpoints.load(path)
 
 

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from focus_lab.data.dataset import build_dataset
 from focus_lab.data.loader import build_eval_loader
 from focus_lab.data.shapes import ShapesDataset
+from focus_lab.model.boxes import cxcywh_to_xyxy
 from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.evaluation import (
@@ -117,7 +118,7 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
     model = build_model(spec.model, 3).eval()
     loader = build_eval_loader(dataset, spec.data, batch_size=3)
     statistics = TokenStatistics(spec.model)
-    total = kept = foreground = recalled = recalled_last = images = 0
+    total = foreground = recalled = recalled_last = images = 0
     kept_layers = [0, 0, 0]
     for batch in loader:
         with torch.no_grad():
@@ -126,6 +127,7 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
         depth = kept_depth(output, 3)
         for number, target in enumerate(batch.targets):
             images += 1
+            boxes = (cxcywh_to_xyxy(target["boxes"]) * torch.tensor([48, 64, 48, 64])).tolist()
             refined = refinements(output, number, scoring)
             assert depth[number].tolist() == refined
             token = 0
@@ -136,7 +138,7 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
                 for row in range(rows):
                     for column in range(columns):
                         x, y = (column + 0.5) * stride, (row + 0.5) * stride
-                        inside = is_foreground(x, y, target["boxes"], (48, 64), low, high)
+                        inside = is_foreground(x, y, boxes, low, high)
                         total += 1
                         foreground += inside
                         recalled += inside and refined[token] >= 1
@@ -177,13 +179,10 @@ def refinements(output: Any, image: int, scoring: str) -> list[int]:
 
 
 def is_foreground(
-    x: float, y: float, boxes: torch.Tensor, size: tuple[int, int], low: float, high: float
+    x: float, y: float, boxes_xyxy: list[list[float]], low: float, high: float
 ) -> bool:
     """Whether a token's centre lies in a box whose farthest side is in the level's range."""
-    width, height = size
-    for cx, cy, w, h in boxes.tolist():
-        left, right = (cx - w / 2) * width, (cx + w / 2) * width
-        top, bottom = (cy - h / 2) * height, (cy + h / 2) * height
+    for left, top, right, bottom in boxes_xyxy:
         sides = (x - left, y - top, right - x, bottom - y)
         if min(sides) > 0 and low < max(sides) <= high:
             return True

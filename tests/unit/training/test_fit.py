@@ -1,0 +1,273 @@
+"""A whole trial: interrupted and resumed it computes what an uninterrupted one does, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from focus_lab.errors import EffectiveSpecError, OutputError, WeightsError
+from focus_lab.model.token_selection import TokenSelector
+from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training.fit import fit, load_model
+from focus_lab.training.reporter import MemoryReporter, Metrics, best_epoch, checkpoint_folder
+
+MakeTrial = Callable[..., TrialSpec]
+
+
+class KilledError(Exception):
+    """Stands for the death of the process."""
+
+
+class Killer(MemoryReporter):
+    """Dies when an epoch has been reported, or at a step."""
+
+    def __init__(self, epoch: int | None = None, step: int | None = None) -> None:
+        super().__init__()
+        self._epoch, self._step = epoch, step
+        self.steps = 0
+
+    def report(self, epoch: int, metrics: Metrics) -> None:
+        super().report(epoch, metrics)
+        if epoch == self._epoch:
+            raise KilledError
+
+    def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
+        self.steps += 1
+        if self.steps == self._step:
+            raise KilledError
+
+
+def exact(history: list[tuple[int, Metrics]]) -> list[tuple[int, Metrics]]:
+    """Without what no two runs share: times and memory."""
+    timed = ("train/images_per_second", "train/data_share", "train/seconds", "cost/peak_memory_mib")
+    return [
+        (epoch, {name: value for name, value in metrics.items() if name not in timed})
+        for epoch, metrics in history
+    ]
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    saved = checkpoints.latest(checkpoint_folder(folder))
+    assert saved is not None
+    return {"model": saved.model, **({"ema": saved.ema} if saved.ema else {})}
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
+    assert first.keys() == second.keys()
+    for kind, state in first.items():
+        for name, value in state.items():
+            assert torch.equal(value, second[kind][name]), f"{kind} {name}"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged": {"ema": {"enabled": True, "decay": 0.9, "warmup_steps": 2}},
+    "accumulated": {"accumulation": 2, "schedule": {"kind": "step", "milestones": [1.5]}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resumed_after_an_epoch_equals_uninterrupted(
+    tiny_trial: MakeTrial, tmp_path: Path, variant: str
+) -> None:
+    spec = tiny_trial(training={"epochs": 3, **VARIANTS[variant]})
+    whole, whole_reporter = tmp_path / "whole", MemoryReporter()
+    expected = fit(spec, whole_reporter, whole)
+    assert expected.history == whole_reporter.epochs
+
+    broken, killer = tmp_path / "broken", Killer(epoch=1)
+    with pytest.raises(KilledError):
+        fit(spec, killer, broken)
+    torch.rand(100)  # another process has another random state
+    resumed_reporter = MemoryReporter()
+    resumed = fit(spec, resumed_reporter, broken)
+
+    assert [epoch for epoch, _ in resumed_reporter.epochs] == [2, 3]
+    assert exact(resumed.history) == exact(expected.history)
+    assert_equal_weights(whole, broken)
+
+
+@pytest.mark.parametrize(
+    ("every", "death", "variant"), [(1, 3, "averaged"), (2, 4, "plain"), (1, 4, "accumulated")]
+)
+def test_resumed_within_an_epoch_equals_uninterrupted(
+    tiny_trial: MakeTrial, tmp_path: Path, every: int, death: int, variant: str
+) -> None:
+    spec = tiny_trial(
+        data={"num_train": 13},  # three steps an epoch, and one image that is left out
+        training=VARIANTS[variant],
+        compute={"checkpoint_every_steps": every},
+    )
+    expected = fit(spec, MemoryReporter(), tmp_path / "whole")
+    with pytest.raises(KilledError):
+        fit(spec, Killer(step=death), tmp_path / "broken")
+    saved = checkpoints.latest(checkpoint_folder(tmp_path / "broken"))
+    assert saved is not None
+    assert saved.step >= death - every
+    resumed = fit(spec, MemoryReporter(), tmp_path / "broken")
+    assert exact(resumed.history) == exact(expected.history)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_resumed_between_the_last_step_and_the_evaluation_equals_uninterrupted(
+    tiny_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_trial(data={"num_train": 11}, compute={"checkpoint_every_steps": 1})
+    expected = fit(spec, MemoryReporter(), tmp_path / "whole")
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("focus_lab.training.fit.evaluate", killed)
+        with pytest.raises(KilledError):
+            fit(spec, MemoryReporter(), tmp_path / "broken")
+    resumed = fit(spec, MemoryReporter(), tmp_path / "broken")
+    assert exact(resumed.history) == exact(expected.history)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "broken")
+
+
+def test_a_broken_newest_checkpoint_costs_an_epoch_and_no_exactness(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    spec = tiny_trial(training={"epochs": 3})
+    expected = fit(spec, MemoryReporter(), tmp_path / "whole")
+    with pytest.raises(KilledError):
+        fit(spec, Killer(epoch=2), tmp_path / "broken")
+    newest = checkpoints.latest_path(checkpoint_folder(tmp_path / "broken"))
+    assert newest is not None
+    newest.write_bytes(b"torn")
+    reporter = MemoryReporter()
+    resumed = fit(spec, reporter, tmp_path / "broken")
+    assert [epoch for epoch, _ in reporter.epochs] == [2, 3]
+    assert exact(resumed.history) == exact(expected.history)
+
+
+def test_a_complete_trial_called_again_trains_nothing(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    first = fit(tiny_trial(), MemoryReporter(), tmp_path)
+    reporter = Killer(step=1)
+    again = fit(tiny_trial(), reporter, tmp_path)
+    assert reporter.epochs == []
+    assert reporter.steps == 0
+    assert again.history == first.history
+    assert again.metrics == first.metrics
+
+
+def test_the_seed_changes_the_result_and_threads_do_not(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    one = fit(tiny_trial(training={"epochs": 1}), MemoryReporter(), tmp_path / "one")
+    other = fit(tiny_trial(1, training={"epochs": 1}), MemoryReporter(), tmp_path / "other")
+    assert one.metrics["loss/total"] != other.metrics["loss/total"]
+    loaders = fit(
+        tiny_trial(training={"epochs": 1}, compute={"checkpoint_every": 5}),
+        MemoryReporter(),
+        tmp_path / "loaders",
+    )
+    assert exact(loaders.history) == exact(one.history)
+
+
+def test_checkpoints_are_written_when_due_and_at_the_end(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    spec = tiny_trial(training={"epochs": 3}, compute={"checkpoint_every": 2})
+    present: list[int] = []
+
+    class Watcher(MemoryReporter):
+        def report(self, epoch: int, metrics: Metrics) -> None:
+            saved = checkpoints.latest(checkpoint_folder(tmp_path))
+            present.append(saved.epoch if saved else 0)
+
+    fit(spec, Watcher(), tmp_path)
+    assert present == [0, 2, 3]
+
+
+def test_evaluation_is_skipped_between_and_never_at_the_end(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    spec = tiny_trial(training={"epochs": 3, "evaluate_every": 2})
+    history = fit(spec, MemoryReporter(), tmp_path).history
+    assert ["coco/AP" in metrics for _, metrics in history] == [False, True, True]
+    assert best_epoch(history) is not None
+
+
+def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    spec = tiny_trial()
+    result = fit(spec, MemoryReporter(), tmp_path)
+    assert {
+        "coco/AP", "coco/AR", "cost/gflops", "cost/encoder_gflops", "cost/params", "loss/total",
+        "tokens/kept", "tokens/foreground_recall", "cost/gmacs_800x1333", "train/lr",
+    } <= set(result.metrics)  # fmt: skip
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["fingerprint"] == spec.fingerprint
+    assert manifest["effective_token_selection"] == {"keep_ratio": 0.5, "cascade": [1.0]}
+    assert len(manifest["data"]["train"]["digest"]) == 64
+    assert manifest["ops_implementation"] == "reference"
+    assert (tmp_path / "samples" / "samples.json").is_file()
+
+
+def test_the_averaged_weights_are_those_that_are_evaluated_and_loaded(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    ema = {"enabled": True, "decay": 0.5, "warmup_steps": 0}
+    fit(tiny_trial(training={"ema": ema}), MemoryReporter(), tmp_path)
+    saved = checkpoints.latest(checkpoint_folder(tmp_path))
+    assert saved is not None
+    assert saved.ema is not None
+    model = load_model(saved, torch.device("cpu"))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.ema[name])
+    assert any(not torch.equal(saved.ema[name], saved.model[name]) for name in saved.model)
+
+
+def test_a_model_that_ignores_its_cell_fails_the_trial(
+    tiny_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TokenSelector.__init__
+
+    def forgetful(self: TokenSelector, *args: Any, **settings: Any) -> None:
+        original(self, *args, **settings)
+        self.keep_ratio = 1.0
+
+    monkeypatch.setattr(TokenSelector, "__init__", forgetful)
+    with pytest.raises(EffectiveSpecError, match=r"other ratios than its cell, got .*keep_ratio"):
+        fit(tiny_trial(), MemoryReporter(), tmp_path)
+
+
+def test_the_folder_of_another_trial_is_refused(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    fit(tiny_trial(training={"epochs": 1}), MemoryReporter(), tmp_path)
+    with pytest.raises(WeightsError, match="holds checkpoints of another trial"):
+        fit(tiny_trial(training={"epochs": 2}), MemoryReporter(), tmp_path)
+    moved = tiny_trial(training={"epochs": 1}, compute={"threads": 1, "max_failures": 5})
+    fit(moved, MemoryReporter(), tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_said(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"file/trial: cannot be written, got .*; choose --out"):
+        fit(tiny_trial(), MemoryReporter(), tmp_path / "file" / "trial")
+
+
+def test_weights_of_another_model_are_not_loaded(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    fit(tiny_trial(training={"epochs": 1}), MemoryReporter(), tmp_path)
+    saved = checkpoints.latest(checkpoint_folder(tmp_path))
+    assert saved is not None
+    saved.spec["model"]["hidden_dim"] = 32
+    with pytest.raises(WeightsError, match=r"its weights do not fit its spec, got .*size mismatch"):
+        load_model(saved, torch.device("cpu"))
+
+
+def test_reduced_precision_trains_to_the_end(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    spec = tiny_trial(data={"image_size": [64, 64]}, training={"precision": "bf16", "epochs": 1})
+    metrics = fit(spec, MemoryReporter(), tmp_path).metrics
+    assert metrics["loss/total"] > 0
+    assert 0 <= metrics["coco/AP"] <= 1
