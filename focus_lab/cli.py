@@ -234,11 +234,10 @@ def profile(
 @app.command("list")
 def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json = False) -> None:
     """Experiments of the lab."""
-    from focus_lab.lab.lab import make_folder
+    from focus_lab.lab.lab import make_folder, store_url
     from focus_lab.lab.store import Store
 
-    home = make_folder(out_dir).resolve()
-    opened = Store(store or f"sqlite:///{home / 'lab.db'}")
+    opened = Store(store or store_url(make_folder(out_dir)))
     rows = []
     for experiment in opened.experiments():
         states = [trial.state.value for trial in opened.trials(experiment.id)]

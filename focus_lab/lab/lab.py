@@ -179,7 +179,7 @@ def open_lab(home: Path, store: str | None = None, tracking: str | None = None) 
     from focus_lab.lab.mlflow_tracker import MlflowTracker
 
     home = make_folder(home).resolve()
-    opened = Store(store or f"sqlite:///{home / 'lab.db'}")
+    opened = Store(store or store_url(home))
     try:
         artifacts = None if tracking else (home / "mlartifacts").as_uri()
         tracker = MlflowTracker(tracking or embedded_tracking_uri(home), artifacts)
@@ -191,3 +191,13 @@ def open_lab(home: Path, store: str | None = None, tracking: str | None = None) 
 def embedded_tracking_uri(home: Path) -> str:
     """MLflow's store inside a lab's folder."""
     return f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+def store_path(home: Path) -> Path:
+    """The embedded store's file."""
+    return home.resolve() / "lab.db"
+
+
+def store_url(home: Path) -> str:
+    """URL of the store inside a lab's folder."""
+    return f"sqlite:///{store_path(home)}"

@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from focus_lab.errors import StoreError
 from focus_lab.lab.executor import Executor, InProcessExecutor
-from focus_lab.lab.lab import Lab, open_lab
+from focus_lab.lab.lab import Lab, open_lab, store_path, store_url
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Store
 from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
@@ -40,7 +43,7 @@ def launch(
         checked = pool.submit(check_inputs, plan)
         opened = pool.submit(_open, stack, home, store, tracking)
         started: Executor = InProcessExecutor()
-        if executor == "ray":
+        if executor == "ray" and _has_work(spec, plan, home, store):
             tune = TuneExecutor(spec.compute)
             # Ray wants the main thread, for its signal handlers.
             stack.callback(tune.stop)
@@ -48,6 +51,21 @@ def launch(
             started = tune
         checked.result()
         yield opened.result(), started
+
+
+def _has_work(spec: ExperimentSpec, plan: Plan, home: Path, store: str | None) -> bool:
+    """Whether any trial of the plan has yet to succeed: Ray need not start for a report."""
+    if store is None and not store_path(home).exists():
+        return True
+    opened = Store(store or store_url(home))
+    try:
+        trials = opened.trials(opened.experiment(spec.name).id, planned_only=False)
+    except StoreError:
+        return True
+    finally:
+        opened.close()
+    done = {trial.fingerprint for trial in trials if trial.state is TrialState.SUCCEEDED}
+    return any(trial.fingerprint not in done for trial in plan.trials)
 
 
 def _open(stack: contextlib.ExitStack, home: Path, store: str | None, tracking: str | None) -> Lab:

@@ -118,8 +118,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not a checkpoint", pickle.dumps([1, 2])],
-    ids=["empty", "text", "pickle"],
+    [b"", b"not a checkpoint", b"torn", pickle.dumps([1, 2])],
+    ids=["empty", "text", "torn", "pickle"],
 )
 def test_other_files_are_explained(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file.pt"

@@ -1,4 +1,4 @@
-"""A whole trial: interrupted and resumed it computes what an uninterrupted one does, bit for bit."""
+"""A whole trial: resumed, it computes what an uninterrupted one does, bit for bit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,34 @@ from typing import Any
 import pytest
 import torch
 
+from focus_lab.data.dataset import DetectionDataset
 from focus_lab.errors import EffectiveSpecError, OutputError, WeightsError
+from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
 from focus_lab.training.reporter import MemoryReporter, Metrics, best_epoch, checkpoint_folder
 
 MakeTrial = Callable[..., TrialSpec]
+
+
+@pytest.fixture(autouse=True)
+def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting a model's cost takes longer than training it here: each model is counted once."""
+    original = training_fit._costs
+
+    def costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
+        key = spec.model.model_dump_json() + spec.data.model_dump_json()
+        if key not in COUNTED:
+            COUNTED[key] = original(model, val_set, spec)
+        return COUNTED[key]
+
+    monkeypatch.setattr(training_fit, "_costs", costs)
+
+
+COUNTED: dict[str, Metrics] = {}
 
 
 class KilledError(Exception):
