@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from focus_lab.specs.compose import merge
 from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
@@ -48,6 +49,15 @@ _TINY: dict[str, Any] = {
     },
     "compute": {"device": "cpu"},
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU skip where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
 
 
 @pytest.fixture

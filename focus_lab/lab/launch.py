@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from focus_lab.errors import StoreError
@@ -41,7 +42,7 @@ def launch(
     """
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         checked = pool.submit(check_inputs, plan)
-        opened = pool.submit(_open, stack, home, store, tracking)
+        opened = pool.submit(_open, checked, stack, home, store, tracking)
         started: Executor = InProcessExecutor()
         if executor == "ray" and _has_work(spec, plan, home, store):
             tune = TuneExecutor(spec.compute)
@@ -68,7 +69,16 @@ def _has_work(spec: ExperimentSpec, plan: Plan, home: Path, store: str | None) -
     return any(trial.fingerprint not in done for trial in plan.trials)
 
 
-def _open(stack: contextlib.ExitStack, home: Path, store: str | None, tracking: str | None) -> Lab:
+def _open(
+    checked: Future[None],
+    stack: contextlib.ExitStack,
+    home: Path,
+    store: str | None,
+    tracking: str | None,
+) -> Lab:
+    """Load MLflow meanwhile, but leave no file behind when an input turns out wrong."""
+    importlib.import_module("focus_lab.lab.mlflow_tracker")
+    checked.result()
     return stack.enter_context(open_lab(home, store, tracking))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,6 +22,10 @@ from focus_lab.lab.states import TRANSITIONS, TrialState
 from focus_lab.lab.tables import ExperimentRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
+
+
+_BUSY_MS = 5000
+"""How long SQLite waits for another writer, in milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,15 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
         try:
             self._engine = sa.create_engine(url, pool_pre_ping=True)
+            self.url = self._engine.url.render_as_string(hide_password=True)
             if self._engine.dialect.name == "sqlite":
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
-        except (sa.exc.ArgumentError, ModuleNotFoundError, ImportError) as error:
+        except (sa.exc.ArgumentError, ImportError) as error:
+            shown = re.sub(r"://[^/]*@", "://***@", url)
             raise StoreError(
-                f"--store: is not a usable database URL, got {url!r} ({error}); "
+                f"--store: is not a usable database URL, got {shown!r}; "
                 "for example sqlite:///runs/lab.db"
             ) from error
         with self._explained(), self._engine.begin() as connection:
@@ -335,7 +341,7 @@ class Store:
 
 def _configure_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=5000")
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

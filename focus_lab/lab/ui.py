@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,8 @@ def serve_ui(
         "--serve-artifacts", "--artifacts-destination", (home.resolve() / "mlartifacts").as_uri(),
         "--host", host, "--port", str(port), "--workers", "1",
     ]  # fmt: skip
+    # A plain `kill` must end the server too, not leave it behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + _START_SECONDS

@@ -1,0 +1,290 @@
+"""The store: what may change, who may change it, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from focus_lab.errors import StoreError
+from focus_lab.lab import store as stores
+from focus_lab.lab.states import TRANSITIONS, TrialState
+from focus_lab.lab.store import Experiment, LeaseHeldError, StaleTrialError, Store, Trial
+from focus_lab.specs.experiment import ExperimentSpec
+
+P, R, S, F, C = TrialState
+Record = Callable[..., Experiment]
+
+WAYS: dict[TrialState, tuple[TrialState, ...]] = {P: (), R: (R,), S: (R, S), F: (R, F), C: (C,)}
+
+
+def bring(store: Store, trial: Trial, state: TrialState) -> Trial:
+    for step in WAYS[state]:
+        trial = store.move(trial, step)
+    return trial
+
+
+def test_a_recorded_experiment_is_read_back(store: Store, record: Record, tmp_path: Path) -> None:
+    made = record(0.1, 0.5, seeds=(0, 1))
+    assert store.experiment("tiny") == store.experiment(made.id) == made
+    assert made.folder == tmp_path / "tiny"
+    assert made.created_at.tzinfo is not None
+    trials = store.trials(made.id)
+    assert [trial.name for trial in trials] == [
+        "keep_ratio=0.1-seed0",
+        "keep_ratio=0.5-seed0",
+        "keep_ratio=0.1-seed1",
+        "keep_ratio=0.5-seed1",
+    ]
+    assert {trial.state for trial in trials} == {P}
+    assert store.trial(trials[0].id) == trials[0]
+    assert trials[0].spec["model"]["token_selection"]["keep_ratio"] == 0.1
+
+
+@pytest.mark.parametrize(("start", "end"), list(itertools.product(TrialState, TrialState)))
+def test_the_table_of_transitions_is_obeyed(
+    store: Store, record: Record, start: TrialState, end: TrialState
+) -> None:
+    trial = bring(store, store.trials(record(0.5).id)[0], start)
+    if end in TRANSITIONS[start]:
+        moved = store.move(trial, end)
+        assert moved.state is end
+        assert moved.version == trial.version + 1
+        assert store.trial(trial.id) == moved
+    else:
+        with pytest.raises(ValueError, match=f"cannot go from {start} to {end}"):
+            store.move(trial, end)
+        assert store.trial(trial.id) == trial
+
+
+def test_nothing_leaves_succeeded() -> None:
+    assert TRANSITIONS[S] == frozenset()
+    assert [state for state in TrialState if state.is_terminal] == [S, F, C]
+
+
+def test_whoever_saw_an_older_version_is_refused(store: Store, record: Record) -> None:
+    seen = store.trials(record(0.5).id)[0]
+    store.move(seen, R)
+    with pytest.raises(StaleTrialError, match="another process changed it, got version 0"):
+        store.move(seen, R)
+    # Back in the same state, but not the same version.
+    store.move(store.trial(seen.id), P)
+    with pytest.raises(StaleTrialError):
+        store.move(seen, R)
+
+
+def test_attempts_times_and_reasons_are_kept(store: Store, record: Record) -> None:
+    trial = store.trials(record(0.5).id)[0]
+    running = store.move(trial, R)
+    assert running.attempts == 1
+    assert running.started_at is not None
+    again = store.move(store.move(running, P), R)
+    assert again.attempts == 2
+    assert again.started_at == running.started_at
+    failed = store.move(again, F, failure="OutOfMemory", message="memory is exhausted")
+    assert (failed.failure, failed.message) == ("OutOfMemory", "memory is exhausted")
+    assert failed.ended_at is not None
+    assert store.trial(trial.id) == failed
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_any_walk_of_two_drivers_leaves_what_the_winners_wrote(
+    store: Store, record: Record, data: st.DataObject
+) -> None:
+    name = f"walk-{len(store.experiments())}"
+    start = store.trials(record(0.5, name=name).id)[0]
+    views = [start, start]
+    truth = start
+    for _ in range(data.draw(st.integers(1, 12))):
+        who = data.draw(st.integers(0, 1))
+        if data.draw(st.booleans()):
+            views[who] = store.trial(start.id)
+        goal = data.draw(st.sampled_from(TrialState))
+        try:
+            views[who] = truth = store.move(views[who], goal)
+        except ValueError:
+            assert goal not in TRANSITIONS[views[who].state]
+        except StaleTrialError:
+            assert views[who].version < truth.version
+    assert store.trial(start.id) == truth
+
+
+def test_recording_again_keeps_retries_adds_and_takes_out(store: Store, record: Record) -> None:
+    first = record(0.1, 0.2, 0.3, 0.4)
+    kept, failed, cancelled, gone = store.trials(first.id)
+    bring(store, kept, S)
+    store.move(store.move(failed, R), F, failure="ValueError", message="why")
+    bring(store, cancelled, C)
+
+    again = record(0.1, 0.2, 0.3, 0.5)
+    assert again.id == first.id
+    trials = {trial.cell: trial for trial in store.trials(again.id)}
+    assert list(trials) == [f"keep_ratio={ratio}" for ratio in (0.1, 0.2, 0.3, 0.5)]
+    assert trials["keep_ratio=0.1"].state is S
+    assert trials["keep_ratio=0.1"].id == kept.id
+    retried = trials["keep_ratio=0.2"]
+    assert (retried.state, retried.attempts, retried.id) == (P, 1, failed.id)
+    assert (retried.failure, retried.message) == (None, None)
+    assert trials["keep_ratio=0.3"].state is C
+    assert trials["keep_ratio=0.5"].attempts == 0
+    # Taken out of the plan, but not forgotten: put back in, it is the same trial.
+    assert gone.id in {trial.id for trial in store.trials(again.id, planned_only=False)}
+    record(0.4)
+    assert [trial.id for trial in store.trials(again.id)] == [gone.id]
+
+
+def test_compute_may_change_without_a_new_trial(
+    store: Store, record: Record, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    from focus_lab.specs.plan import plan
+
+    first = record(0.5)
+    spec = tiny_experiment(
+        compute={"max_failures": 7}, sweep={"axes": {"model.token_selection.keep_ratio": [0.5]}}
+    )
+    store.record(spec, plan(spec), tmp_path)
+    [trial] = store.trials(first.id)
+    assert trial.spec["compute"]["max_failures"] == 7
+
+
+def test_opening_an_experiment_changes_nothing_of_it(
+    store: Store, record: Record, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    made = record(0.1, 0.2)
+    opened = store.open(tiny_experiment(description="another"), tmp_path / "elsewhere")
+    assert opened == made
+    assert len(store.trials(made.id)) == 2
+
+
+def test_experiments_come_newest_first(store: Store, record: Record) -> None:
+    for name in ("one", "two", "three"):
+        record(0.5, name=name)
+    assert [made.name for made in store.experiments()] == ["three", "two", "one"]
+
+
+def test_an_unknown_name_lists_the_known_ones(store: Store, record: Record) -> None:
+    with pytest.raises(StoreError, match="got 'nothing'; known are none yet"):
+        store.experiment("nothing")
+    record(0.5, name="one")
+    with pytest.raises(StoreError, match="got 'nothing'; known are one"):
+        store.experiment("nothing")
+    with pytest.raises(StoreError, match="trial: no such id, got 'x'"):
+        store.trial("x")
+
+
+# Leases
+
+
+def test_a_second_owner_is_refused_until_the_first_gives_up(store: Store, record: Record) -> None:
+    made = record(0.5)
+    store.take_lease(made.id, "host:1", 60, set())
+    store.take_lease(made.id, "host:1", 60, set())  # renewing is taking again
+    with pytest.raises(LeaseHeldError, match="another process carries it out, got host:1; wait"):
+        store.take_lease(made.id, "host:2", 60, set())
+    store.drop_lease(made.id, "host:2")  # not its own: nothing happens
+    assert store.lease_owner(made.id) == "host:1"
+    store.drop_lease(made.id, "host:1")
+    store.take_lease(made.id, "host:2", 60, set())
+    assert store.lease_owner(made.id) == "host:2"
+
+
+def test_the_lease_of_a_dead_owner_is_taken_over(store: Store, record: Record) -> None:
+    made = record(0.5)
+    store.take_lease(made.id, "host:1", 60, set())
+    store.take_lease(made.id, "host:2", 60, {"host:1"})
+    assert store.lease_owner(made.id) == "host:2"
+
+
+def test_a_lease_runs_out(store: Store, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = record(0.5)
+    store.take_lease(made.id, "host:1", 60, set())
+    now = stores._now()
+    monkeypatch.setattr(stores, "_now", lambda: now + stores.timedelta(seconds=59))
+    with pytest.raises(LeaseHeldError):
+        store.take_lease(made.id, "host:2", 60, set())
+    monkeypatch.setattr(stores, "_now", lambda: now + stores.timedelta(seconds=61))
+    store.take_lease(made.id, "host:2", 60, set())
+    assert store.lease_owner(made.id) == "host:2"
+
+
+# What cannot be used
+
+
+def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "lab.db"
+    path.write_text("this is a text, and long enough to be taken for a page of a database " * 20)
+    with pytest.raises(
+        StoreError, match=r"lab\.db: is not a focus_lab store, got .*not a database"
+    ):
+        Store(f"sqlite:///{path}")
+    assert path.read_text().startswith("this is a text")
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "/proc"], ids=["missing", "read-only"])
+def test_a_folder_that_takes_no_file_is_said(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(StoreError, match=r"cannot be used, got unable to open database file; "):
+        Store(f"sqlite:///{tmp_path / folder / 'lab.db'}")
+
+
+def test_a_locked_database_is_said(
+    tmp_path: Path, store: Store, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(0.5)
+    other = sqlite3.connect(tmp_path / "lab.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(stores, "_BUSY_MS", 50)
+    store.close()  # its next connection waits no longer than that
+    with pytest.raises(StoreError, match=r"cannot be used, got database is locked; close the"):
+        store.set_tracking_id("x", "y")
+    other.execute("ROLLBACK")
+    other.close()
+
+
+def test_a_database_that_another_program_keeps_for_itself_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sqlite3.connect(tmp_path / "lab.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(stores, "_BUSY_MS", 50)
+    with pytest.raises(StoreError, match=r"cannot be used, got database is locked; close the"):
+        Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    other.close()
+
+
+def test_a_store_of_a_newer_version_is_said(tmp_path: Path, store: Store) -> None:
+    with store._engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreError, match=r"was made by a newer focus_lab, got .*9999.*upgrade"):
+        Store(f"sqlite:///{tmp_path / 'lab.db'}")
+
+
+@pytest.mark.parametrize("url", ["lab.db", "nonsense://x/y", "postgresql+nothing://x/y"])
+def test_a_url_that_is_none_is_said(url: str) -> None:
+    with pytest.raises(StoreError, match="--store: is not a usable database URL, got"):
+        Store(url)
+
+
+def test_a_password_is_not_printed(tmp_path: Path) -> None:
+    with pytest.raises(StoreError) as caught:
+        Store("nonsense://user:secret@host/lab")
+    assert "secret" not in str(caught.value)
+
+
+def test_two_stores_on_one_file_see_each_other(
+    tmp_path: Path, store: Store, record: Record
+) -> None:
+    made = record(0.5)
+    second = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    trial = second.trials(made.id)[0]
+    second.move(trial, R)
+    assert store.trial(trial.id).state is R
+    second.close()
