@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.executor import Executor, InProcessExecutor
@@ -16,6 +17,9 @@ from focus_lab.lab.store import Store
 from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
+
+if TYPE_CHECKING:
+    from focus_lab.data.dataset import DetectionDataset
 
 
 @contextlib.contextmanager
@@ -83,22 +87,24 @@ def _open(
 
 
 def check_inputs(plan: Plan) -> None:
-    """Open every data set and build every model of a plan once.
+    """Open every data set, form its batches, and build every backbone of a plan once.
 
     Raises:
         UserError: something cannot be used.
     """
     # Here and not above: it imports torch, which takes seconds, in a thread of its own.
+    from focus_lab.data.loader import build_train_loader
     from focus_lab.training.estimate import check_model, open_data
 
-    classes: dict[str, int] = {}
+    train_sets: dict[str, DetectionDataset] = {}
     seen: set[str] = set()
     for cell in plan.cells:
         data = cell.spec.data.model_dump_json()
-        if data not in classes:
-            train_set, _ = open_data(cell.spec.data)
-            classes[data] = len(train_set.class_names)
+        if data not in train_sets:
+            train_sets[data] = open_data(cell.spec.data)[0]
+        train_set, batch_size = train_sets[data], cell.spec.training.batch_size
+        build_train_loader(train_set, cell.spec.data, batch_size=batch_size, seed=0)
         backbone = cell.spec.model.backbone.model_dump_json()
         if backbone not in seen:
-            check_model(cell.spec.model, classes[data])
+            check_model(cell.spec.model, len(train_set.class_names))
             seen.add(backbone)

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlflow
 import sqlalchemy as sa
+from alembic.util import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -224,7 +225,13 @@ class MlflowTracker:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except (MlflowException, sa.exc.SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (
+            MlflowException,
+            CommandError,
+            sa.exc.SQLAlchemyError,
+            sqlite3.Error,
+            OSError,
+        ) as error:
             text = str(error)
             if "locked" in text:
                 reason, remedy = "is locked", "close the process that writes to it"

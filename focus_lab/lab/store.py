@@ -23,7 +23,6 @@ from focus_lab.lab.tables import ExperimentRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 
-
 _BUSY_MS = 5000
 """How long SQLite waits for another writer, in milliseconds."""
 
@@ -96,11 +95,15 @@ class Store:
                 f"--store: is not a usable database URL, got {shown!r}; "
                 "for example sqlite:///runs/lab.db"
             ) from error
-        with self._explained(), self._engine.begin() as connection:
-            config = Config()
-            config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        try:
+            with self._explained(), self._engine.begin() as connection:
+                config = Config()
+                config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except StoreError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Release the database."""

@@ -112,7 +112,9 @@ class TuneExecutor:
         relay = _make_relay(listener, by_id)
         try:
             tune.Tuner(
-                tune.with_resources(tune.with_parameters(train_trial, jobs=by_id), resources),
+                tune.with_resources(
+                    tune.with_parameters(train_trial, jobs=by_id, origin=Path.cwd()), resources
+                ),
                 param_space={"trial_id": tune.grid_search(list(by_id))},
                 tune_config=tune.TuneConfig(reuse_actors=True),
                 run_config=tune.RunConfig(
@@ -135,12 +137,21 @@ def import_worker() -> None:
     import focus_lab.lab.worker  # noqa: F401  # for its side effect: modules that stay loaded
 
 
-def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob]) -> None:
-    """Tune's trainable, in an actor. Errors are outcomes: only lost workers are tried again."""
+def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob], origin: Path) -> None:
+    """Tune's trainable, in an actor. Errors are outcomes: only lost workers are tried again.
+
+    Args:
+        config: names the trial.
+        jobs: by trial id.
+        origin: the driver's folder, which relative paths of specs start from.
+    """
     from ray import tune
 
     job = jobs[config["trial_id"]]
     try:
+        if origin.is_dir():
+            # Tune has changed to a folder of its own.
+            os.chdir(origin)
         from focus_lab.lab.worker import carry_out
 
         history = carry_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,7 +29,31 @@ def record(
     """Records a tiny experiment of the given keep ratios and seeds."""
 
     def make(*ratios: float, seeds: tuple[int, ...] = (0,), name: str = "tiny") -> Experiment:
-        spec = tiny_experiment(name, sweep={"axes": {RATIO: list(ratios)}, "seeds": list(seeds)})
+        spec = tiny_experiment(
+            name,
+            training={"epochs": 3},
+            sweep={"axes": {RATIO: list(ratios)}, "seeds": list(seeds)},
+        )
         return store.record(spec, plan(spec), tmp_path / name)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def mlflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one MLflow store for the whole test run: making one takes seconds."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture
+def manifest() -> dict[str, Any]:
+    """What a trial says of its code and data."""
+    return {
+        "spec": {"data": {"kind": "shapes"}},
+        "ops_implementation": "reference",
+        "data": {
+            split: {"digest": digit * 64, "images": 8, "classes": ["a", "b"]}
+            for split, digit in (("train", "1"), ("val", "2"))
+        },
+        "environment": {"git": {"commit": "c0ffee", "branch": "main", "dirty": True}},
+    }

@@ -56,7 +56,7 @@ def test_time_to_go_is_shared_by_concurrent_trials_and_no_shorter_than_the_longe
     assert time_left([running, done, waiting], 1) == pytest.approx(300)
     assert time_left([running, done, waiting], 2) == pytest.approx(200)
     assert time_left([running, done, waiting], 8) == pytest.approx(200)
-    assert time_left([done], 1) is None
+    assert time_left([done], 1) == 0
 
 
 def test_a_resumed_trial_is_measured_from_where_it_came_in() -> None:

@@ -149,7 +149,9 @@ def test_compute_may_change_without_a_new_trial(
 
     first = record(0.5)
     spec = tiny_experiment(
-        compute={"max_failures": 7}, sweep={"axes": {"model.token_selection.keep_ratio": [0.5]}}
+        training={"epochs": 3},
+        compute={"max_failures": 7},
+        sweep={"axes": {"model.token_selection.keep_ratio": [0.5]}},
     )
     store.record(spec, plan(spec), tmp_path)
     [trial] = store.trials(first.id)

@@ -1,0 +1,113 @@
+"""The executor of this process, and failures in the user's words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focus_lab.errors import DataError, NonFiniteLossError
+from focus_lab.lab import worker
+from focus_lab.lab.executor import ERROR_LOG, InProcessExecutor, TrialJob, explain_failure
+from focus_lab.lab.progress import PROGRESS, TrialProgress
+from focus_lab.lab.worker import WorkerReporter
+from focus_lab.specs.experiment import TrialSpec
+
+
+class Told:
+    """A listener that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def started(self, trial_id: str) -> None:
+        self.events.append((trial_id, "started"))
+
+    def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
+        self.events.append((trial_id, "epoch", epoch))
+
+    def succeeded(self, trial_id: str, history: list[Any]) -> None:
+        self.events.append((trial_id, "succeeded", len(history)))
+
+    def failed(self, trial_id: str, failure: Any) -> None:
+        self.events.append((trial_id, "failed", failure.kind))
+
+
+def job(folder: Path, name: str, spec: TrialSpec) -> TrialJob:
+    return TrialJob(name, name, spec.model_dump(mode="json"), folder / name)
+
+
+def test_a_failed_trial_does_not_end_the_others(
+    tiny_trial: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    good = tiny_trial(training={"epochs": 1})
+    bad = tiny_trial(data={"num_train": 3})
+    told = Told()
+    InProcessExecutor().run([job(tmp_path, "bad", bad), job(tmp_path, "good", good)], told)
+    assert told.events == [
+        ("bad", "started"),
+        ("bad", "failed", "DataError"),
+        ("good", "started"),
+        ("good", "epoch", 1),
+        ("good", "succeeded", 1),
+    ]
+
+
+def test_an_interruption_goes_through(
+    tiny_trial: Callable[..., TrialSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "fit", interrupted)
+    told = Told()
+    with pytest.raises(KeyboardInterrupt):
+        InProcessExecutor().run([job(tmp_path, "a", tiny_trial())], told)
+    assert told.events == [("a", "started")]
+
+
+@pytest.mark.parametrize("error", [DataError("data: broken"), NonFiniteLossError("loss: nan")])
+def test_our_own_errors_are_passed_on_as_they_are(error: Exception, tmp_path: Path) -> None:
+    failure = explain_failure(error, tmp_path)
+    assert (failure.kind, failure.message) == (type(error).__name__, str(error))
+    assert not (tmp_path / ERROR_LOG).exists()
+
+
+def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path) -> None:
+    try:
+        raise ValueError("what nobody thought of")
+    except ValueError as error:
+        failure = explain_failure(error, tmp_path / "trial")
+    path = tmp_path / "trial" / ERROR_LOG
+    assert failure.kind == "ValueError"
+    assert failure.message == f"ValueError: what nobody thought of; the traceback is in {path}"
+    assert "Traceback" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA out of memory. Tried to allocate"), MemoryError("Out of memory")]
+)
+def test_exhausted_memory_comes_with_advice(error: Exception, tmp_path: Path) -> None:
+    failure = explain_failure(error, tmp_path)
+    assert failure.kind == "OutOfMemory"
+    assert "lower training.batch_size" in failure.message
+
+
+def test_a_place_that_cannot_be_written_hides_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert explain_failure(ValueError("x"), tmp_path / "file" / "trial").kind == "ValueError"
+
+
+def test_the_steps_of_a_worker_are_seen_in_the_table(
+    tiny_trial: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    made = job(tmp_path, "a", tiny_trial())
+    made.folder.mkdir()
+    reporter = WorkerReporter(made, lambda epoch, metrics: None)
+    reporter.progress(1, 3, 4, 2.5)
+    shown = TrialProgress("a", 2, made.folder, state="RUNNING")
+    assert shown.done() == 0.75
+    assert shown.loss == 2.5
+    assert [path.name for path in made.folder.iterdir()] == [PROGRESS]

@@ -1,0 +1,177 @@
+"""The lab: from a spec to its report, and on again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from focus_lab.errors import OutputError
+from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
+from focus_lab.lab.lab import Lab, _is_users, make_folder
+from focus_lab.lab.progress import PlainProgress
+from focus_lab.lab.store import LeaseHeldError, Store
+from focus_lab.lab.tracking import MemoryTracker
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import plan
+
+MakeExperiment = Callable[..., ExperimentSpec]
+RATIO = "model.token_selection.keep_ratio"
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[Lab]:
+    store = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    yield Lab(store, MemoryTracker(), tmp_path)
+    store.close()
+
+
+def sweep(lab: Lab, spec: ExperimentSpec, executor: Any = None, **settings: Any) -> None:
+    progress = PlainProgress(Console(quiet=True))
+    lab.sweep(spec, plan(spec), executor or InProcessExecutor(), progress, **settings)
+
+
+@pytest.fixture
+def spec(tiny_experiment: MakeExperiment) -> ExperimentSpec:
+    return tiny_experiment(training={"epochs": 1}, sweep={"axes": {RATIO: [0.2, 0.5]}})
+
+
+class Counting(InProcessExecutor):
+    """Counts the trials that it is given."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def run(self, jobs: Any, listener: Listener) -> None:
+        self.names += [job.name for job in jobs]
+        super().run(jobs, listener)
+
+
+def test_a_sweep_ends_in_a_report_and_its_repetition_trains_nothing(
+    lab: Lab, spec: ExperimentSpec
+) -> None:
+    sweep(lab, spec)
+    page = lab.page("tiny")
+    assert page.is_file()
+    result = lab.result(lab.record("tiny"))
+    assert json.loads(json.dumps(result)) == result
+    assert [trial["status"] for trial in result["trials"]] == ["SUCCEEDED"] * 2
+    assert [trial["cell"] for trial in result["trials"]] == ["keep_ratio=0.2", "keep_ratio=0.5"]
+    for trial in result["trials"]:
+        assert {"coco/AP", "cost/gflops", "cost/latency_ms"} <= set(trial["metrics"])
+    assert result["experiment"]["folder"] == str(page.parent.parent)
+    latency = (lab.home / "tiny" / "latency.json").read_text()
+
+    executor = Counting()
+    sweep(lab, spec, executor)
+    again = lab.result(lab.record("tiny"))
+    assert executor.names == []
+    assert again["trials"] == result["trials"]
+    assert (lab.home / "tiny" / "latency.json").read_text() == latency
+
+
+def test_cells_may_be_run_one_by_one(lab: Lab, spec: ExperimentSpec) -> None:
+    first, second = Counting(), Counting()
+    sweep(lab, spec, first, cells=("keep_ratio=0.5",))
+    statuses = [trial["status"] for trial in lab.result(lab.record("tiny"))["trials"]]
+    assert statuses == ["PENDING", "SUCCEEDED"]
+    sweep(lab, spec, second)
+    assert first.names == ["keep_ratio=0.5-seed0"]
+    assert second.names == ["keep_ratio=0.2-seed0"]
+    measured = [
+        trial["metrics"]["cost/latency_ms"] for trial in lab.result(lab.record("tiny"))["trials"]
+    ]
+    assert len(measured) == 2
+
+
+def test_while_another_process_runs_it_nothing_is_changed(
+    lab: Lab, spec: ExperimentSpec, tiny_experiment: MakeExperiment
+) -> None:
+    made = lab.store.record(spec, plan(spec), lab.home / "tiny")
+    lab.store.take_lease(made.id, "another-host:1", 60, set())
+    before = lab.store.trials(made.id)
+    other = tiny_experiment(training={"epochs": 1}, sweep={"axes": {RATIO: [0.9]}})
+    with pytest.raises(LeaseHeldError):
+        sweep(lab, other)
+    assert lab.store.trials(made.id) == before
+    assert lab.store.experiment("tiny").spec == made.spec
+
+
+def test_failed_trials_are_in_the_result_with_their_reason(
+    lab: Lab, tiny_experiment: MakeExperiment
+) -> None:
+    spec = tiny_experiment(training={"epochs": 1}, data={"num_train": 3})
+    sweep(lab, spec)
+    [trial] = lab.result(lab.record("tiny"))["trials"]
+    assert trial["status"] == "FAILED"
+    assert trial["failure"] == "DataError"
+    assert trial["failure_is_users"] is True
+    assert "training.batch_size" in trial["message"]
+    assert lab.page("tiny").is_file()
+
+
+def test_a_killed_latency_measurement_is_done_again(
+    lab: Lab, spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.tracker, "log_final", killed)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(lab, spec)
+    sweep(lab, spec, Counting())
+    for trial in lab.result(lab.record("tiny"))["trials"]:
+        assert trial["metrics"]["cost/latency_ms"] > 0
+
+
+def test_two_labs_live_in_one_process(
+    lab: Lab, tmp_path: Path, tiny_experiment: MakeExperiment
+) -> None:
+    spec = tiny_experiment(training={"epochs": 1})
+    second = Lab(Store(f"sqlite:///{tmp_path / 'other.db'}"), MemoryTracker(), tmp_path / "other")
+    sweep(lab, spec)
+    sweep(second, spec)
+    histories = [
+        {
+            name: value
+            for name, value in one.result(one.record("tiny"))["trials"][0]["metrics"].items()
+            if name.startswith(("coco/", "loss/", "tokens/"))
+        }
+        for one in (lab, second)
+    ]
+    assert histories[0] == histories[1]
+    second.store.close()
+
+
+def test_whose_fault_a_failure_is() -> None:
+    assert _is_users("DataError")
+    assert _is_users("WeightsError")
+    assert not _is_users("NonFiniteLossError")
+    assert not _is_users("OutOfMemory")
+    assert not _is_users("inspect")
+    assert not _is_users(None)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file/runs: cannot be written, got .*choose another"):
+        make_folder(tmp_path / "file" / "runs")
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_jobs_carry_the_folder_of_their_trial(lab: Lab, spec: ExperimentSpec) -> None:
+    seen: list[TrialJob] = []
+
+    class Looking(InProcessExecutor):
+        def run(self, jobs: Any, listener: Listener) -> None:
+            seen.extend(jobs)
+
+    sweep(lab, spec, Looking())
+    assert [job.folder.parent for job in seen] == [lab.home / "tiny" / "trials"] * 2
+    assert all(job.folder.is_absolute() for job in seen)

@@ -1,0 +1,109 @@
+"""What surrounds a trial under Ray Tune; no cluster is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from focus_lab.errors import DataError
+from focus_lab.lab import worker
+from focus_lab.lab.executor import TrialJob
+from focus_lab.lab.tune_executor import EPOCH, FAILURE, HISTORY, METRICS, OUTCOME, train_trial
+from focus_lab.lab.tune_executor import _make_relay as make_relay
+
+pytestmark = pytest.mark.slow  # importing Ray takes seconds
+
+HISTORY_OF_TWO = [(1, {"coco/AP": 0.1}), (2, {"coco/AP": 0.2})]
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> dict[str, TrialJob]:
+    return {name: TrialJob(name, name, {}, tmp_path / name) for name in ("a", "b")}
+
+
+@pytest.fixture
+def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    from ray import tune
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(tune, "report", told.append)
+    return told
+
+
+def test_a_trial_reports_its_epochs_and_then_its_history(
+    jobs: dict[str, TrialJob],
+    reports: list[dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def carry_out(job: TrialJob, on_epoch: Callable[..., None]) -> Any:
+        assert job is jobs["b"]
+        for epoch, metrics in HISTORY_OF_TWO:
+            on_epoch(epoch, metrics)
+        return HISTORY_OF_TWO
+
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    monkeypatch.chdir(tmp_path)
+    train_trial({"trial_id": "b"}, jobs, origin=Path("/"))
+    assert Path.cwd() == Path("/")
+    assert reports == [
+        {EPOCH: 1, METRICS: {"coco/AP": 0.1}},
+        {EPOCH: 2, METRICS: {"coco/AP": 0.2}},
+        {OUTCOME: "success", HISTORY: HISTORY_OF_TWO},
+    ]
+
+
+def test_an_error_is_an_outcome_and_not_a_lost_worker(
+    jobs: dict[str, TrialJob], reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(*_: object) -> None:
+        raise DataError("data: broken, got nothing; mend it")
+
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    train_trial({"trial_id": "a"}, jobs, origin=Path("/a folder that another machine has"))
+    failure = {"kind": "DataError", "message": "data: broken, got nothing; mend it"}
+    assert reports == [{OUTCOME: FAILURE, FAILURE: failure}]
+
+
+class Told:
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.events.append((name, *arguments))
+
+
+def of(trial_id: str, failures: int = 0) -> Any:
+    return SimpleNamespace(config={"trial_id": trial_id}, num_failures=failures)
+
+
+def test_the_relay_tells_the_listener_each_thing_once(jobs: dict[str, TrialJob]) -> None:
+    told = Told()
+    relay = make_relay(told, jobs)  # type: ignore[arg-type]
+    relay.on_trial_start(0, [], of("a"))
+    relay.on_trial_result(0, [], of("a"), {EPOCH: 1, METRICS: {"x": 1.0}})
+    relay.on_trial_result(0, [], of("a"), {"training_iteration": 1})
+    relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
+    # Tune repeats the last result of a function that has returned.
+    relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
+    assert told.events == [
+        ("started", "a"),
+        ("epoch", "a", 1, {"x": 1.0}),
+        ("succeeded", "a", HISTORY_OF_TWO),
+    ]
+    assert relay.open == {"b"}
+
+
+def test_a_worker_that_is_lost_too_often_fails_its_trial(jobs: dict[str, TrialJob]) -> None:
+    told = Told()
+    relay = make_relay(told, jobs)  # type: ignore[arg-type]
+    relay.on_trial_error(0, [], of("b", failures=3))
+    relay.on_trial_error(0, [], of("b", failures=3))
+    [(name, trial_id, failure)] = told.events
+    assert (name, trial_id, failure.kind) == ("failed", "b", "WorkerLost")
+    assert "got 3 times" in failure.message
+    assert "run the same command" in failure.message
