@@ -37,8 +37,8 @@ bench_app = typer.Typer(no_args_is_help=True, help="Ours against a reference, in
 app.add_typer(bench_app, name="bench")
 
 # Piped tables are for reading by programs and files: they do not wrap at some terminal's width.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
-talk = Console(stderr=True, highlight=False)
+out = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 160)
+talk = Console(stderr=True, highlight=False, markup=False)
 
 File = Annotated[Path, typer.Argument(help="A spec, for example experiments/keep_ratio.yaml.")]
 Set = Annotated[
@@ -99,7 +99,7 @@ def sweep(
 def train(
     file: File,
     settings: Set = None,
-    seed: Annotated[int, typer.Option(help="Seed of the trial.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the trial.")] = 0,
     out_dir: Out = RUNS,
     store: StoreUrl = None,
     tracking_uri: Tracking = None,
@@ -313,7 +313,7 @@ def data_shapes(
         )
     talk.print(f"writing {spec.data.num_train + spec.data.num_val} scenes …")
     write_shapes(spec.data, folder)
-    out.print(str(folder), markup=False)
+    out.print(str(folder))
 
 
 @data_app.command("check")
@@ -335,7 +335,7 @@ def data_check(
     if as_json:
         _print_json(found.as_dict())
     else:
-        out.print(found.as_text(), markup=False)
+        out.print(found.as_text())
     if not found.usable:
         raise typer.Exit(2)
 
@@ -352,7 +352,7 @@ def bench_lab(
     from focus_lab.specs.load import load_experiment
 
     _, plan = load_experiment(file, settings)
-    result = bench(file, settings or [], plan, rounds, lambda text: talk.print(text, markup=False))
+    result = bench(file, settings or [], plan, rounds, lambda text: talk.print(text))
     if as_json:
         _print_json(result)
         return
@@ -378,7 +378,7 @@ def convert(
 
     spec, _ = load_experiment(file, settings)
     convert_checkpoint(checkpoint, spec.base, target)
-    out.print(str(target), markup=False)
+    out.print(str(target))
 
 
 @app.command()
@@ -431,10 +431,9 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         for line in str(error).splitlines():
-            talk.print(f"error: {line}", markup=False, soft_wrap=True)
+            talk.print(f"error: {line}", soft_wrap=True)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        talk.print("interrupted; run the same command to continue")
         code = 130
     except typer._click.exceptions.ClickException as error:
         error.show()
@@ -449,10 +448,12 @@ def main() -> None:
         talk.print(
             f"error: unexpected {type(error).__name__}, got {error}; run again with --debug and "
             "report what it prints",
-            markup=False,
             soft_wrap=True,
         )
         code = 1
+    if code == 130:
+        # typer turns Ctrl-C into this code by itself, without a word.
+        talk.print("interrupted; run the same command to continue")
     sys.exit(code)
 
 
@@ -487,14 +488,14 @@ def _print_result(lab: Lab, name: str, as_json: bool) -> dict[str, Any]:
     if as_json:
         _print_json(result)
         return result
-    out.print(as_text(record), markup=False)
+    out.print(as_text(record))
     for trial in result["trials"]:
         if trial["status"] == "FAILED":
             talk.print(
                 f"failed: {trial['cell']}-seed{trial['seed']}: {trial['message']}", markup=False
             )
-    out.print(f"report: {lab.page(name)}", markup=False)
-    out.print(f"compare the trials: focus-lab ui {name}", markup=False)
+    out.print(f"report: {lab.page(name)}")
+    out.print(f"compare the trials: focus-lab ui {name}")
     return result
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from focus_lab.errors import TrialError
 from focus_lab.lab.executor import TrialJob
 from focus_lab.specs.plan import Plan
 
@@ -98,9 +99,16 @@ def _under_the_lab(file: Path, settings: list[str]) -> float:
     home = Path(tempfile.mkdtemp(prefix="focus-lab-bench-"))
     command = [sys.executable, "-c", "from focus_lab.cli import main; main()", "sweep", str(file)]
     command += [word for setting in settings for word in ("--set", setting)]
+    # The user's own stores must not be written to, nor hold the experiment already.
+    kept = ("FOCUS_LAB_STORE", "FOCUS_LAB_HOME", "MLFLOW_TRACKING_URI")
+    environment = {name: value for name, value in os.environ.items() if name not in kept}
     start = time.perf_counter()
     try:
-        subprocess.run([*command, "--out", str(home)], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--out", str(home)], capture_output=True, text=True, env=environment
+        )
+        if done.returncode:
+            raise TrialError(f"bench lab: the sweep failed, got {done.stderr.strip()[-500:]}")
         return time.perf_counter() - start
     finally:
         shutil.rmtree(home, ignore_errors=True)

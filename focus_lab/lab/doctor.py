@@ -15,6 +15,8 @@ from focus_lab.lab.lab import make_folder, open_lab
 
 _LEAST_FREE_GIB = 2
 
+Check = Callable[[Path], "Iterator[Finding]"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -28,7 +30,16 @@ class Finding:
 
 def examine(home: Path) -> list[Finding]:
     """Look at Python, packages, GPU, op, folder, store and tracker."""
-    return [finding for check in _CHECKS for finding in check(home)]
+    return [finding for check in _CHECKS for finding in _guarded(check, home)]
+
+
+def _guarded(check: Check, home: Path) -> list[Finding]:
+    """A check that cannot even run is a finding too."""
+    try:
+        return list(check(home))
+    except Exception as error:
+        subject = check.__name__.strip("_").replace("_", " ")
+        return [Finding(subject, False, f"cannot be checked, got {error}", "mend what is above")]
 
 
 def _python(home: Path) -> Iterator[Finding]:
@@ -98,6 +109,6 @@ def _stores(home: Path) -> Iterator[Finding]:
         yield Finding("store and MLflow", False, str(error), "see the sentence")
 
 
-_CHECKS: tuple[Callable[[Path], Iterator[Finding]], ...] = (
+_CHECKS: tuple[Check, ...] = (
     _python, _packages, _gpu, _op, _folder, _stores,
 )  # fmt: skip

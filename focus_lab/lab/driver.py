@@ -20,9 +20,16 @@ _SAMPLES = "samples"
 
 
 def trial_folder(experiment: Experiment, trial: Trial) -> Path:
-    """Where a trial keeps its files; named by what it is, and by its fingerprint to be unique."""
+    """Where a trial keeps its files: the fingerprint finds it, the rest of the name is for reading.
+
+    A trial whose cell was renamed keeps its folder.
+    """
+    trials = experiment.folder / "trials"
+    mark = trial.fingerprint[:8]
+    for folder in sorted(trials.glob(f"*-{mark}")):
+        return folder
     readable = "".join(c if c.isalnum() or c in "=.,-" else "_" for c in trial.name)[:80]
-    return experiment.folder / "trials" / f"{readable}-{trial.fingerprint[:8]}"
+    return trials / f"{readable}-{mark}"
 
 
 class Driver:
@@ -55,8 +62,9 @@ class Driver:
         """
         tracking_id = self._tracker.ensure_experiment(experiment)
         self._store.set_tracking_id(experiment.id, tracking_id)
-        trials = [t for t in self._store.trials(experiment.id) if only(t)]
-        reconciled = [self._reconcile(trial) for trial in trials]
+        for trial in self._store.trials(experiment.id, planned_only=False):
+            self._reconcile(trial)
+        reconciled = [t for t in self._store.trials(experiment.id) if only(t)]
         listener = _Listener(self._store, self._tracker, self._progress)
         jobs = []
         for trial in reconciled:

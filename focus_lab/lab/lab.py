@@ -123,7 +123,10 @@ class Lab:
         }
 
     def _measure_latency(self, experiment: Experiment) -> None:
-        """Give every succeeded trial the latency of its cell."""
+        """Measure the latency of each cell on its first trial, and log it there.
+
+        Nowhere else: the same number on every seed would look like a replicated one.
+        """
         trials = [t for t in self.store.trials(experiment.id) if t.state is TrialState.SUCCEEDED]
         first = {trial.cell: trial for trial in reversed(trials)}
         if not first:
@@ -136,8 +139,8 @@ class Lab:
         if is_known(cache, set(folders)):
             return
         measured = measure(folders)
-        for trial in trials:
-            metrics = measured.get(first[trial.cell].fingerprint)
+        for trial in first.values():
+            metrics = measured.get(trial.fingerprint)
             if metrics and trial.tracking_run_id:
                 self.tracker.log_final(trial.tracking_run_id, metrics)
         # Last, so that nothing is called known before the tracker has it.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import socket
 import threading
 
 from focus_lab.errors import StoreError
-from focus_lab.lab.store import Store
+from focus_lab.lab.store import LeaseHeldError, Store
 
 SECONDS = 60.0
 
@@ -44,6 +45,10 @@ class Lease:
         while not self._stop.wait(SECONDS / 4):
             try:
                 self._take(set())
+            except LeaseHeldError:
+                # This process slept too long and another took over: stop before both train.
+                _thread.interrupt_main()
+                return
             except StoreError:
                 # The next try may find the store again; others see an expired lease meanwhile.
                 continue

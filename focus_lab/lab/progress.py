@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -170,6 +171,8 @@ def time_left(trials: Sequence[TrialProgress], concurrent: int) -> float | None:
 
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 45 s, 3 min, 2 h 05 min."""
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

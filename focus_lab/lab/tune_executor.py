@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from focus_lab.errors import UserError
 from focus_lab.lab.executor import Failure, Listener, TrialJob, explain_failure
 from focus_lab.specs.training import ComputeSpec
 
@@ -52,14 +55,13 @@ class TuneExecutor:
             logging.getLogger(name).setLevel(logging.ERROR)
         # "local" and not nothing: a bare init would join a stranger's cluster. The dashboard stays
         # on: without it, Train inside Tune leaks placement groups.
-        options: dict[str, Any] = {"num_cpus": os.cpu_count()} if self._address is None else {}
+        # How many cores there are is Ray's to find out: it knows the limits of containers.
         ray.init(
             address=self._address or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
             include_dashboard=True if self._address is None else None,
-            **options,
         )
         self._started = True
         self._warm_up()
@@ -73,7 +75,7 @@ class TuneExecutor:
 
         if self._address is None:
             warm = ray.remote(import_worker).options(
-                num_cpus=self._compute.cpus_per_worker, num_gpus=self._compute.gpus_per_worker
+                num_cpus=self._needs()["cpu"], num_gpus=self._needs()["gpu"]
             )
             self._warming = [warm.remote() for _ in range(self.concurrent_trials)]
 
@@ -82,12 +84,34 @@ class TuneExecutor:
         """How many trials the cluster has room for; it must be started."""
         import ray
 
+        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return min(int(total.get(name.upper(), 0) / n) for name, n in self._needs().items() if n)
+
+    def _needs(self) -> dict[str, float]:
+        """Resources of a worker.
+
+        A trial that would take a GPU asks Ray for one, or for its share of one: otherwise all
+        trials of a machine would sit on its first GPU.
+
+        Raises:
+            UserError: the cluster has no room for a single worker.
+        """
+        import ray
+
         compute = self._compute
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = [total.get("CPU", 0.0) / compute.cpus_per_worker]
-        if compute.gpus_per_worker:
-            room.append(total.get("GPU", 0.0) / compute.gpus_per_worker)
-        return max(1, int(min(room)))
+        gpus = compute.gpus_per_worker
+        if not gpus and compute.device != "cpu" and total.get("GPU"):
+            gpus = 1.0
+        needs = {"cpu": compute.cpus_per_worker, "gpu": gpus}
+        for name, wanted in needs.items():
+            there = total.get(name.upper(), 0.0)
+            if wanted > there:
+                raise UserError(
+                    f"compute.{name}s_per_worker: no machine has room for a trial, got {wanted:g}; "
+                    f"Ray has {there:g} {name.upper()}s"
+                )
+        return needs
 
     def stop(self) -> None:
         """Leave Ray, and end it if it was ours."""
@@ -102,14 +126,16 @@ class TuneExecutor:
 
         Raises:
             KeyboardInterrupt: a person interrupted.
+            UserError: the cluster has no room for a single worker.
         """
         from ray import tune
 
         self.start()
         by_id = {job.trial_id: job for job in jobs}
         scratch = Path(tempfile.mkdtemp(prefix="focus-lab-tune-"))
-        resources = {"cpu": self._compute.cpus_per_worker, "gpu": self._compute.gpus_per_worker}
+        resources = self._needs()
         relay = _make_relay(listener, by_id)
+        handler = signal.getsignal(signal.SIGINT)
         try:
             tune.Tuner(
                 tune.with_resources(
@@ -125,7 +151,13 @@ class TuneExecutor:
                     failure_config=tune.FailureConfig(max_failures=self._compute.max_failures),
                 ),
             ).fit()
+        except Exception as error:
+            # Tune wraps what a callback raises into a text: the listener's own error is the cause.
+            raise relay.error or error from None
         finally:
+            # Tune leaves its own handler, which would swallow the next Ctrl-C.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, handler)
             shutil.rmtree(scratch, ignore_errors=True)
         if relay.open:
             # Tune catches Ctrl-C, stops its trials and returns as if all were well.
@@ -166,20 +198,28 @@ def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob], origin: Path)
 
 def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
     """Tune's callback that tells the listener; made here, because its base class needs ray."""
-    from ray.tune import Callback
+    from ray.tune import Callback as TuneCallback
 
-    class Relay(Callback):
+    class Relay(TuneCallback):
         def __init__(self) -> None:
             self.open = set(jobs)
+            self.error: Exception | None = None
 
-        def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
+        def __reduce__(self) -> tuple[type[TuneCallback], tuple[()]]:
             # Tune pickles its callbacks into a state that is never restored.
-            return Callback, ()
+            return TuneCallback, ()
+
+        def _tell(self, call: Callable[..., None], *what: Any) -> None:
+            try:
+                call(*what)
+            except Exception as error:
+                self.error = error
+                raise
 
         def on_trial_start(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            listener.started(trial.config["trial_id"])
+            self._tell(listener.started, trial.config["trial_id"])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -189,13 +229,13 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
                 return
             if OUTCOME not in result:
                 if EPOCH in result:
-                    listener.epoch(trial_id, result[EPOCH], result[METRICS])
+                    self._tell(listener.epoch, trial_id, result[EPOCH], result[METRICS])
                 return
             self.open.discard(trial_id)
             if result[OUTCOME] == FAILURE:
-                listener.failed(trial_id, Failure(**result[FAILURE]))
+                self._tell(listener.failed, trial_id, Failure(**result[FAILURE]))
             else:
-                listener.succeeded(trial_id, result[HISTORY])
+                self._tell(listener.succeeded, trial_id, result[HISTORY])
 
         def on_trial_error(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
@@ -208,6 +248,6 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
                     f"{trial.num_failures} times; look for a full memory or a node that went away, "
                     "then run the same command"
                 )
-                listener.failed(trial_id, Failure("WorkerLost", message))
+                self._tell(listener.failed, trial_id, Failure("WorkerLost", message))
 
     return Relay()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -63,12 +64,20 @@ def serve_ui(
     ]  # fmt: skip
     # A plain `kill` must end the server too, not leave it behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if _answers(f"{base}/health"):
+        raise TrackerError(
+            f"MLflow's server at {base}: the port is taken, got an answer already; "
+            "choose another --port"
+        )
+    # A file and not a pipe: nobody reads while the server runs, and a full pipe would stop it.
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the server
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True)
     try:
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(f"{base}/health"):
             if server.poll() is not None:
-                output = server.stderr.read() if server.stderr else ""
+                log.seek(0)
+                output = log.read()
                 last = (output.strip().splitlines() or ["no output"])[-1]
                 raise TrackerError(
                     f"MLflow's server at {base}: did not start, got {last!r}; "

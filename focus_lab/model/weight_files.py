@@ -181,6 +181,10 @@ _PARTS = {
 
 
 def _inside_package(name: str) -> Path:
+    if not name.isidentifier():
+        raise WeightsError(
+            f"weights: a package is a plain name, got {name!r}; for example package:my_weights"
+        )
     try:
         root = Path(str(importlib.resources.files(name)))
     except (ModuleNotFoundError, TypeError) as error:

@@ -114,6 +114,9 @@ def parse(text: str, name: str) -> Document:
             )
         origins: dict[tuple[str, ...], str] = {}
         content = _construct(loader, node, name, (), origins)
+    except (yaml.reader.ReaderError, ValueError, RecursionError) as error:
+        reason = "an alias inside itself" if isinstance(error, RecursionError) else str(error)
+        raise SpecError(f"{name}: is not usable YAML, got {reason}; mend it") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(

@@ -114,7 +114,7 @@ def _sentences(
         return found
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return [(path, f"must be {words} {context[key]}, {got}")]
+        return [(path, f"must be {words} {context[key]:g}, {got}")]
     if kind == "literal_error":
         return [(path, f"is not an allowed value, {got}; allowed are {context['expected']}")]
     if kind == "union_tag_invalid":

@@ -38,7 +38,7 @@ class TimmBackbone(Spec):
     """Any `timm` feature extractor by name; nothing is downloaded."""
 
     kind: Literal["timm"]
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
     """timm's model name, for example `efficientnet_lite0` or `swin_tiny_patch4_window7_224`."""
     out_indices: tuple[NonNegativeInt, ...] = (2, 3, 4)
     """Which of timm's feature stages feed the neck, fine to coarse."""

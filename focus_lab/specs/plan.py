@@ -14,7 +14,7 @@ from focus_lab.specs.experiment import ExperimentSpec, RandomSearch, TrialSpec
 from focus_lab.specs.explain import Locate, validate_as
 
 BASELINE = "baseline"
-_TRIAL_PARTS = ("model", "data", "training", "compute")
+_TRIAL_PARTS = ("model", "data", "training")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,12 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
                 "change something that can change a number, or remove it"
             )
             continue
+        if name in (cell.name for cell in cells):
+            problems.append(
+                f"{prefix}cell {name}: two cells have this name, got {overrides}; "
+                "rename one, or write the axis as named cells"
+            )
+            continue
         names_by_print[mark] = name
         cells.append(Cell(name, overrides, effective, mark == base_print))
     baseline = spec.sweep.baseline
@@ -175,7 +181,10 @@ def _axis_labels(paths: list[str]) -> dict[str, str]:
 
 def _label(value: Any) -> str:
     if isinstance(value, dict):
-        return str(value.get("kind", value))
+        return " ".join(
+            str(inner) if key == "kind" else f"{key}={_label(inner)}"
+            for key, inner in value.items()
+        )
     if isinstance(value, list | tuple):
         return "[" + " ".join(_label(item) for item in value) + "]"
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)

@@ -9,6 +9,7 @@ family are usually MACs.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import resource
 import statistics
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -153,9 +155,23 @@ def measure_latency(
     return {name: Latency(tuple(values)) for name, values in seconds.items()}
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget earlier peaks: a process may carry out several trials."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        # Linux: 5 resets the high-water mark of resident memory (proc(5)).
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory_mib(device: torch.device) -> float:
-    """Largest memory so far, in MiB: of the GPU's allocator, or of this process on a CPU."""
+    """Largest memory since the reset, in MiB: of the GPU's allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -14,7 +14,7 @@ from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.foreground import foreground_share
 from focus_lab.data.loader import build_eval_loader, build_train_loader
 from focus_lab.data.transforms import EvalTransform
-from focus_lab.errors import EffectiveSpecError, OutputError, WeightsError
+from focus_lab.errors import DataError, EffectiveSpecError, OutputError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.specs.data import DataSpec
@@ -27,6 +27,7 @@ from focus_lab.training.cost import (
     count,
     mean_cost,
     peak_memory_mib,
+    reset_peak_memory,
 )
 from focus_lab.training.environment import (
     choose_device,
@@ -81,6 +82,7 @@ def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
     _make(folder)
     train_set, val_set = build_datasets(spec.data)
     seed_everything(spec.seed)
+    reset_peak_memory(device)
     model = build_model(spec.model, len(train_set.class_names)).to(device)
     _check_effective(spec, model)
     trial = _Trial(spec, model, train_set, val_set, device, reporter, checkpoint_folder(folder))
@@ -88,9 +90,12 @@ def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
     if trial.progress.epoch == 0 and trial.progress.batch == 0:
         manifest = _manifest(spec, model, train_set, val_set)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    else:
+        _check_same_data(folder / MANIFEST, train_set, val_set)
     costs = _costs(model, val_set, spec)
     while trial.progress.epoch < spec.training.epochs:
         metrics = trial.run_epoch() | costs
+        _check_kept(spec, metrics)
         epoch = trial.progress.epoch
         trial.history.append((epoch, metrics))
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
@@ -273,6 +278,37 @@ def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
             f"model.token_selection: the built model uses other ratios than its cell, got {got}; "
             f"the cell says keep_ratio {wanted.keep_ratio}, cascade {list(wanted.cascade)}"
         )
+
+
+def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
+    """The first layer must have kept what the cell says, as counted while evaluating."""
+    if "tokens/kept_layer_0" not in metrics:
+        return
+    kept, total = metrics["tokens/kept_layer_0"], metrics["tokens/total"]
+    wanted = spec.model.token_selection.keep_ratio
+    # Every image keeps trunc(valid x ratio) + 1, clamped to its tokens.
+    if abs(kept - wanted * total) > 1 + 1e-3 * total:
+        raise EffectiveSpecError(
+            f"model.token_selection.keep_ratio: the encoder kept {kept:.1f} of {total:.1f} tokens "
+            f"an image, got a ratio of {kept / total:.3f}; the cell says {wanted}"
+        )
+
+
+def _check_same_data(
+    manifest: Path, train_set: DetectionDataset, val_set: DetectionDataset
+) -> None:
+    """A trial must not go on with other images than it began with."""
+    try:
+        began = json.loads(manifest.read_text())["data"]
+    except (OSError, ValueError):
+        return
+    for split, dataset in (("train", train_set), ("val", val_set)):
+        if began[split]["digest"] != dataset.digest:
+            raise DataError(
+                f"data.{split}: has changed since the trial began, got digest "
+                f"{dataset.digest[:12]} instead of {began[split]['digest'][:12]}; "
+                "restore it, or give the experiment a new name"
+            )
 
 
 def _costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:

@@ -41,7 +41,7 @@ def test_all_mistakes_of_a_spec_come_at_once_with_file_and_line(tmp_path: Path) 
             "allowed are 18, 34, 50, 101 or 152",
             "spec.yaml:7: model.token_selection.keep_ration: is not a known key; "
             "did you mean keep_ratio?",
-            "spec.yaml:8: model.token_selection.keep_ratio: must be at most 1.0, got 1.5",
+            "spec.yaml:8: model.token_selection.keep_ratio: must be at most 1, got 1.5",
             "--set training.epochs=0: training.epochs: must be greater than 0, got 0",
         ]
     )

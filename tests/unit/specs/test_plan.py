@@ -67,8 +67,8 @@ def test_equal_cells_are_an_error() -> None:
         plan(experiment(axes={RATIO: [0.1, 0.1]}))
 
 
-def test_a_cell_that_changes_only_compute_ablates_nothing() -> None:
-    with pytest.raises(SpecError, match="cell threads: equals baseline"):
+def test_a_cell_cannot_change_compute() -> None:
+    with pytest.raises(SpecError, match=r"compute\.threads: cannot be overridden"):
         plan(experiment(cells={"threads": {"compute.threads": 2}}))
 
 
@@ -132,3 +132,17 @@ def test_a_fingerprint_depends_on_neither_name_nor_compute() -> None:
         {"name": "other", "data": {"kind": "shapes"}, "compute": {"threads": 4}}
     )
     assert plan(one).trials[0].fingerprint == plan(other).trials[0].fingerprint
+
+
+def test_axis_points_that_differ_inside_a_mapping_have_different_names() -> None:
+    narrow, wide = ({"kind": "residual", "widths": [w] * 5} for w in (8, 16))
+    made = plan(experiment(axes={"model.backbone": [narrow, wide]}))
+    assert [cell.name for cell in made.cells] == [
+        "backbone=residual widths=[8 8 8 8 8]",
+        "backbone=residual widths=[16 16 16 16 16]",
+    ]
+
+
+def test_two_cells_of_one_name_are_an_error() -> None:
+    with pytest.raises(SpecError, match="two cells have this name"):
+        plan(experiment(axes={RATIO: [0.1]}, cells={"keep_ratio=0.1": {RATIO: 0.2}}))
