@@ -64,20 +64,6 @@ class TuneExecutor:
             include_dashboard=True if self._address is None else None,
         )
         self._started = True
-        self._warm_up()
-
-    def _warm_up(self) -> None:
-        """Let idle worker processes import torch while the driver sets up the rest.
-
-        Ray turns them into the actors of the first trials. Nobody waits for the result.
-        """
-        import ray
-
-        if self._address is None:
-            warm = ray.remote(import_worker).options(
-                num_cpus=self._needs()["cpu"], num_gpus=self._needs()["gpu"]
-            )
-            self._warming = [warm.remote() for _ in range(self.concurrent_trials)]
 
     @property
     def concurrent_trials(self) -> int:
@@ -162,11 +148,6 @@ class TuneExecutor:
         if relay.open:
             # Tune catches Ctrl-C, stops its trials and returns as if all were well.
             raise KeyboardInterrupt
-
-
-def import_worker() -> None:
-    """What takes seconds the first time in a process."""
-    import focus_lab.lab.worker  # noqa: F401  # for its side effect: modules that stay loaded
 
 
 def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob], origin: Path) -> None:
