@@ -11,7 +11,7 @@ SOURCES := focus_lab tests
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 10 minutes)"
 	@echo "make test       install, then lint, types, layers and all tests (about 10 minutes)"
-	@echo "make test-fast  the tests that start neither Ray nor MLflow (about a minute)"
+	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 3 minutes)"
 	@echo "make lint       ruff, mypy, import contract, spelling"
 	@echo "make format     ruff's formatter and safe fixes"
 	@echo "make reference  write the field reference into experiments/README.md"
