@@ -33,14 +33,6 @@ class MemoryReporter:
         """Nothing to keep."""
 
 
-def best_epoch(
-    history: list[tuple[int, Metrics]], metric: str = "coco/AP"
-) -> tuple[int, Metrics] | None:
-    """The epoch with the largest `metric`, or None when none has it."""
-    rated = [(epoch, metrics) for epoch, metrics in history if metric in metrics]
-    return max(rated, key=lambda item: item[1][metric], default=None)
-
-
 def checkpoint_folder(folder: Path) -> Path:
     """Where a trial keeps its checkpoints."""
     return folder / "checkpoints"

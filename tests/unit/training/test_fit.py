@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from focus_lab.data.dataset import DetectionDataset
-from focus_lab.errors import EffectiveSpecError, OutputError, WeightsError
+from focus_lab.errors import DataError, EffectiveSpecError, OutputError, WeightsError
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
-from focus_lab.training.reporter import MemoryReporter, Metrics, best_epoch, checkpoint_folder
+from focus_lab.training.reporter import MemoryReporter, Metrics, checkpoint_folder
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -217,7 +217,7 @@ def test_evaluation_is_skipped_between_and_never_at_the_end(
     spec = tiny_trial(training={"epochs": 3, "evaluate_every": 2})
     history = fit(spec, MemoryReporter(), tmp_path).history
     assert ["coco/AP" in metrics for _, metrics in history] == [False, True, True]
-    assert best_epoch(history) is not None
+    assert "coco/AP" in history[-1][1]
 
 
 def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path: Path) -> None:
@@ -291,3 +291,26 @@ def test_reduced_precision_trains_to_the_end(tiny_trial: MakeTrial, tmp_path: Pa
     metrics = fit(spec, MemoryReporter(), tmp_path).metrics
     assert metrics["loss/total"] > 0
     assert 0 <= metrics["coco/AP"] <= 1
+
+
+@pytest.mark.parametrize(("kept", "fits"), [(50.0, True), (51.0, True), (60.0, False)])
+def test_a_selector_that_keeps_other_tokens_than_its_cell_says_is_found(
+    tiny_trial: MakeTrial, kept: float, fits: bool
+) -> None:
+    metrics = {"tokens/kept_layer_0": kept, "tokens/total": 100.0}
+    if fits:
+        training_fit._check_kept(tiny_trial(), metrics)
+    else:
+        with pytest.raises(EffectiveSpecError, match=r"kept 60\.0 of 100\.0 tokens"):
+            training_fit._check_kept(tiny_trial(), metrics)
+
+
+def test_a_trial_does_not_go_on_with_other_images(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    spec = tiny_trial()
+    with pytest.raises(KilledError):
+        fit(spec, Killer(epoch=1), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["data"]["val"]["digest"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"data\.val: has changed since the trial began"):
+        fit(spec, MemoryReporter(), tmp_path)
