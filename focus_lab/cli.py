@@ -6,6 +6,7 @@ stdout is the result (a table, or JSON with --json); talk and progress go to std
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import json
 import os
@@ -202,7 +203,7 @@ def report(
     """Write the report of an experiment as it stands: page, Markdown, JSON."""
     from focus_lab.lab.lab import open_lab
 
-    with open_lab(out_dir, store, tracking_uri) as lab:
+    with open_lab(out_dir, store, tracking_uri, create=False) as lab:
         lab.report(name)
         _print_result(lab, name, as_json)
 
@@ -234,24 +235,26 @@ def profile(
 @app.command("list")
 def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json = False) -> None:
     """Experiments of the lab."""
-    from focus_lab.lab.lab import make_folder, store_url
-    from focus_lab.lab.store import Store
+    from focus_lab.lab.lab import store_url
+    from focus_lab.lab.store import NoStoreError, Store
 
-    opened = Store(store or store_url(make_folder(out_dir)))
     rows = []
-    for experiment in opened.experiments():
-        states = [trial.state.value for trial in opened.trials(experiment.id)]
-        counts = {state: states.count(state) for state in dict.fromkeys(states)}
-        rows.append(
-            {
-                "name": experiment.name,
-                "created": experiment.created_at.isoformat(timespec="seconds"),
-                "trials": len(states),
-                "states": counts,
-                "description": experiment.spec.get("description", ""),
-            }
-        )
-    opened.close()
+    with (
+        contextlib.suppress(NoStoreError),
+        contextlib.closing(Store(store or store_url(out_dir), create=False)) as opened,
+    ):
+        for experiment in opened.experiments():
+            states = [trial.state.value for trial in opened.trials(experiment.id)]
+            counts = {state: states.count(state) for state in dict.fromkeys(states)}
+            rows.append(
+                {
+                    "name": experiment.name,
+                    "created": experiment.created_at.isoformat(timespec="seconds"),
+                    "trials": len(states),
+                    "states": counts,
+                    "description": experiment.spec.get("description", ""),
+                }
+            )
     if as_json:
         _print_json(rows)
         return
@@ -274,7 +277,7 @@ def status(
     """Trials of an experiment: state, epochs, AP, and why one failed."""
     from focus_lab.lab.lab import open_lab
 
-    with open_lab(out_dir, store, tracking_uri) as lab:
+    with open_lab(out_dir, store, tracking_uri, create=False) as lab:
         content = lab.result(lab.record(name))
         if as_json:
             _print_json(content)
@@ -490,9 +493,10 @@ def _print_result(lab: Lab, name: str, as_json: bool) -> dict[str, Any]:
         return result
     out.print(as_text(record))
     for trial in result["trials"]:
-        if trial["status"] == "FAILED":
+        if trial["message"]:
+            what = "failed" if trial["status"] == "FAILED" else "without numbers"
             talk.print(
-                f"failed: {trial['cell']}-seed{trial['seed']}: {trial['message']}", markup=False
+                f"{what}: {trial['cell']}-seed{trial['seed']}: {trial['message']}", markup=False
             )
     out.print(f"report: {lab.page(name)}")
     out.print(f"compare the trials: focus-lab ui {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,11 @@ _TINY: dict[str, Any] = {
     },
     "compute": {"device": "cpu"},
 }
+
+
+# Test processes side by side share the cores, and would fight for them with a pool each.
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -65,7 +65,13 @@ def _front(comparison: Comparison) -> list[str]:
     if len(comparison.measured) < 2 or not front:
         return []
     labels = " against ".join(q.label(metric) for metric in comparison.objectives)
-    beaten = [cell for cell in comparison.measured if not cell.on_front]
+    unplaced = {
+        cell.name: [
+            q.label(metric) for metric in comparison.objectives if cell.mean(metric) is None
+        ]
+        for cell in comparison.measured
+    }
+    beaten = [cell for cell in comparison.measured if not (cell.on_front or unplaced[cell.name])]
     which = " of this one seed" if max(cell.n for cell in comparison.measured) < 2 else ""
     text = f"On the Pareto front{which} ({labels}): {_names(front)}"
     if beaten:
@@ -73,6 +79,13 @@ def _front(comparison: Comparison) -> list[str]:
             "; not on it, because another cell is better in one and no worse in the other: "
             f"{_names(beaten)}"
         )
+    missing = [
+        f"{q.printable(name)} ({' and '.join(labels)} not measured)"
+        for name, labels in unplaced.items()
+        if labels
+    ]
+    if missing:
+        text += f"; it cannot be told of {', '.join(missing)}"
     return [f"{text}."]
 
 

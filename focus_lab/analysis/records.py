@@ -30,7 +30,7 @@ class TrialRecord:
     state: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED; only SUCCEEDED trials are compared."""
     message: str | None = None
-    """Why it failed, in a sentence."""
+    """Why it failed, or has no numbers, in a sentence."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """Metric -> (epoch, value), by epoch; metrics of the whole trial stand at epoch 0."""
     samples: Path | None = None

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ def read_annotations(path: Path, size_of: Callable[[str], tuple[int, int]]) -> A
 
     Raises:
         DataError: if the file is missing, is no JSON, lacks keys, repeats ids of images or
-            categories, or annotates unknown images or categories.
+            categories, names files outside the image folder, or annotates unknown images or
+            categories.
     """
     content, digest = _parsed(path)
     repairs: Counter[str] = Counter()
@@ -182,6 +183,12 @@ def _images(
         place = f"images[{i}]"
         ids.append(_value(path, place, entry, "id", int))
         names.append(_value(path, place, entry, "file_name", str))
+        inside = PurePath(names[-1])
+        if inside.is_absolute() or ".." in inside.parts:
+            raise DataError(
+                f"{path}: {place}.file_name: must lie inside the image folder, "
+                f"got {names[-1]!r}; write it relative to that folder, without `..`"
+            )
         if entry.get("width") is None or entry.get("height") is None:
             sizes.append(size_of(names[-1]))
             repairs["image sizes missing, read from the files"] += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
@@ -261,6 +263,7 @@ def _torch_loader(
         images,
         batch_sampler=keys,
         num_workers=workers,
+        multiprocessing_context=_processes() if workers else None,
         persistent_workers=workers > 0,
         collate_fn=partial(_collate_or_fail, normalisation=normalisation),
         pin_memory=pin_memory,
@@ -268,6 +271,17 @@ def _torch_loader(
         # resumed run would continue with other numbers than an uninterrupted one.
         generator=torch.Generator(),
     )
+
+
+def _processes() -> BaseContext:
+    """How loader processes start: forked from a clean server that has imported what they need.
+
+    Forking this process, which has threads (torch's, Ray's), may deadlock; starting each process
+    from nothing would take seconds of imports.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
 
 
 def _collate_or_fail(

@@ -102,13 +102,19 @@ def _under_the_lab(file: Path, settings: list[str]) -> float:
     # The user's own stores must not be written to, nor hold the experiment already.
     kept = ("FOCUS_LAB_STORE", "FOCUS_LAB_HOME", "MLFLOW_TRACKING_URI")
     environment = {name: value for name, value in os.environ.items() if name not in kept}
+    # A file and not a pipe: Ray's last processes hold a pipe for seconds after the command's end.
+    log = home / "stderr.txt"
     start = time.perf_counter()
     try:
-        done = subprocess.run(
-            [*command, "--out", str(home)], capture_output=True, text=True, env=environment
-        )
+        with log.open("w") as talk:
+            done = subprocess.run(
+                [*command, "--out", str(home)],
+                stdout=subprocess.DEVNULL,
+                stderr=talk,
+                env=environment,
+            )
         if done.returncode:
-            raise TrialError(f"bench lab: the sweep failed, got {done.stderr.strip()[-500:]}")
+            raise TrialError(f"bench lab: the sweep failed, got {log.read_text().strip()[-500:]}")
         return time.perf_counter() - start
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from focus_lab.errors import FocusLabError
-from focus_lab.lab.lab import make_folder, open_lab
+from focus_lab.lab.lab import open_lab
+from focus_lab.lab.store import NoStoreError
+from focus_lab.training.folder import make_folder
 
 _LEAST_FREE_GIB = 2
 
@@ -89,22 +91,26 @@ def _op(home: Path) -> Iterator[Finding]:
 
 
 def _folder(home: Path) -> Iterator[Finding]:
+    existing = next(place for place in (home.resolve(), *home.resolve().parents) if place.exists())
     try:
-        make_folder(home)
+        make_folder(existing)
     except FocusLabError as error:
         yield Finding("folder", False, str(error), "choose another --out DIR")
         return
-    free = shutil.disk_usage(home).free / 2**30
+    free = shutil.disk_usage(existing).free / 2**30
     ok = free > _LEAST_FREE_GIB
-    state = f"{home.resolve()}, {free:.0f} GiB free"
+    made = "" if home.exists() else ", not made yet"
+    state = f"{home.resolve()}{made}, {free:.0f} GiB free"
     yield Finding("folder", ok, state, "" if ok else "free space")
 
 
 def _stores(home: Path) -> Iterator[Finding]:
     try:
-        with open_lab(home) as lab:
+        with open_lab(home, create=False) as lab:
             count = len(lab.store.experiments())
         yield Finding("store and MLflow", True, f"{count} experiments")
+    except NoStoreError:
+        yield Finding("store and MLflow", True, "none yet; the first sweep makes them")
     except FocusLabError as error:
         yield Finding("store and MLflow", False, str(error), "see the sentence")
 

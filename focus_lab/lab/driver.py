@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,7 @@ from focus_lab.lab.progress import Progress, TrialProgress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
 from focus_lab.lab.tracking import Tracker
-
-_MANIFEST = "manifest.json"
-_SAMPLES = "samples"
+from focus_lab.training.folder import MANIFEST, SAMPLES
 
 
 def trial_folder(experiment: Experiment, trial: Trial) -> Path:
@@ -40,13 +39,20 @@ class Driver:
         tracker: numbers and files.
         executor: carries out trials.
         progress: shown meanwhile.
+        on_last_start: called in a thread of its own when no trial waits any more.
     """
 
     def __init__(
-        self, store: Store, tracker: Tracker, executor: Executor, progress: Progress
+        self,
+        store: Store,
+        tracker: Tracker,
+        executor: Executor,
+        progress: Progress,
+        on_last_start: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._tracker = store, tracker
         self._executor, self._progress = executor, progress
+        self._on_last_start = on_last_start
 
     def carry_out(
         self, experiment: Experiment, only: Callable[[Trial], bool] = lambda _: True
@@ -65,7 +71,7 @@ class Driver:
         for trial in self._store.trials(experiment.id, planned_only=False):
             self._reconcile(trial)
         reconciled = [t for t in self._store.trials(experiment.id) if only(t)]
-        listener = _Listener(self._store, self._tracker, self._progress)
+        listener = _Listener(self._store, self._tracker, self._progress, self._on_last_start)
         jobs = []
         for trial in reconciled:
             shown = _shown(experiment, trial)
@@ -101,14 +107,23 @@ def _shown(experiment: Experiment, trial: Trial) -> TrialProgress:
 class _Listener:
     """Writes what happens to store, tracker and progress."""
 
-    def __init__(self, store: Store, tracker: Tracker, progress: Progress) -> None:
+    def __init__(
+        self,
+        store: Store,
+        tracker: Tracker,
+        progress: Progress,
+        on_last_start: Callable[[], None],
+    ) -> None:
         self._store, self._tracker, self._progress = store, tracker, progress
         self._trials: dict[str, Trial] = {}
+        self._waiting: set[str] = set()
         self._first_epoch_due: set[str] = set()
+        self._on_last_start = on_last_start
 
     def add(self, trial: Trial) -> None:
         """A trial that will be carried out."""
         self._trials[trial.id] = trial
+        self._waiting.add(trial.id)
 
     def started(self, trial_id: str) -> None:
         """A worker begins, for the first time or after another was lost."""
@@ -121,6 +136,9 @@ class _Listener:
         shown.state, shown.started_at = TrialState.RUNNING.value, time.monotonic()
         self._first_epoch_due.add(trial_id)
         self._progress.changed(shown, "started")
+        if self._waiting == {trial_id}:
+            threading.Thread(target=self._on_last_start, daemon=True).start()
+        self._waiting.discard(trial_id)
 
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch."""
@@ -144,10 +162,10 @@ class _Listener:
         run_id, shown = _run_id(trial), self._progress.trials[trial_id]
         for epoch, metrics in history:
             self._tracker.log_epoch(run_id, epoch, metrics)
-        manifest = shown.folder / _MANIFEST
+        manifest = shown.folder / MANIFEST
         if manifest.is_file():
             self._tracker.log_manifest(run_id, json.loads(manifest.read_text()))
-        self._tracker.log_files(run_id, shown.folder / _SAMPLES, _SAMPLES)
+        self._tracker.log_files(run_id, shown.folder / SAMPLES, SAMPLES)
         self._tracker.end_run(run_id, TrialState.SUCCEEDED)
         self._move(trial, TrialState.SUCCEEDED)
         shown.state, shown.ended_at = TrialState.SUCCEEDED.value, time.monotonic()

@@ -6,17 +6,13 @@ Everything outside enters by the constructor.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from focus_lab import errors
-from focus_lab.analysis.records import ExperimentRecord
-from focus_lab.analysis.report import PAGE, write_report
-from focus_lab.analysis.tables import cells_as_json, summary_metrics
-from focus_lab.errors import OutputError
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Executor
 from focus_lab.lab.lease import Lease
@@ -24,9 +20,13 @@ from focus_lab.lab.progress import Progress
 from focus_lab.lab.results import collect
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store
-from focus_lab.lab.tracking import Tracker
+from focus_lab.lab.tracking import MissingRunError, Tracker
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
+from focus_lab.training.folder import make_folder
+
+if TYPE_CHECKING:
+    from focus_lab.analysis.records import ExperimentRecord
 
 
 class Lab:
@@ -65,8 +65,8 @@ class Lab:
         """
         folder = make_folder(self.home / spec.name)
         with Lease(self.store, self.store.open(spec, folder).id):
-            experiment = self.store.record(spec, plan, folder)
-            driver = Driver(self.store, self.tracker, executor, progress)
+            experiment = self.store.record(spec, plan, folder, cells)
+            driver = Driver(self.store, self.tracker, executor, progress, _load_ahead)
             driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
             self._measure_latency(experiment)
             self.report(experiment.name)
@@ -78,19 +78,28 @@ class Lab:
 
     def report(self, name: str) -> Path:
         """Write the report of an experiment as it stands; returns the page."""
+        # Here and not above: plots and statistics take seconds to load, when Ray is being started.
+        from focus_lab.analysis.report import write_report
+        from focus_lab.analysis.tables import summary_metrics
+
         experiment = self.store.experiment(name)
         record = collect(experiment, self.store, self.tracker)
         page = write_report(record, make_folder(experiment.folder / "report"))
-        if experiment.tracking_id:
+        # Only where the trials are: another tracker may give the same id to another experiment.
+        if experiment.tracking_id and any(trial.curves for trial in record.trials):
             self.tracker.log_report(experiment.tracking_id, page.parent, summary_metrics(record))
         return page
 
     def page(self, name: str) -> Path:
         """Where the report of an experiment is."""
+        from focus_lab.analysis.report import PAGE
+
         return self.store.experiment(name).folder / "report" / PAGE
 
     def result(self, record: ExperimentRecord) -> dict[str, Any]:
         """Experiment, trials and cells as JSON data: what `sweep --json` prints."""
+        from focus_lab.analysis.tables import cells_as_json
+
         experiment = self.store.experiment(record.name)
         stored = {trial.id: trial for trial in self.store.trials(experiment.id)}
         trials = []
@@ -142,9 +151,16 @@ class Lab:
         for trial in first.values():
             metrics = measured.get(trial.fingerprint)
             if metrics and trial.tracking_run_id:
-                self.tracker.log_final(trial.tracking_run_id, metrics)
+                with contextlib.suppress(MissingRunError):
+                    self.tracker.log_final(trial.tracking_run_id, metrics)
         # Last, so that nothing is called known before the tracker has it.
         cache.write_text(json.dumps(measured, indent=1))
+
+
+def _load_ahead() -> None:
+    """Load what follows the last trial while it runs: usually a core has become free by then."""
+    for module in ("focus_lab.lab.latency", "focus_lab.analysis.report"):
+        importlib.import_module(module)
 
 
 def _is_users(failure: str | None) -> bool:
@@ -152,40 +168,28 @@ def _is_users(failure: str | None) -> bool:
     return isinstance(kind, type) and issubclass(kind, errors.UserError)
 
 
-def make_folder(folder: Path) -> Path:
-    """Make a folder, or say why not.
-
-    Raises:
-        OutputError: it cannot be made or written.
-    """
-    probe = folder / f".writable-{threading.get_ident()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(
-            f"{folder}: cannot be written, got {error}; choose another --out DIR"
-        ) from None
-    return folder
-
-
 @contextlib.contextmanager
-def open_lab(home: Path, store: str | None = None, tracking: str | None = None) -> Iterator[Lab]:
+def open_lab(
+    home: Path, store: str | None = None, tracking: str | None = None, *, create: bool = True
+) -> Iterator[Lab]:
     """The lab of a folder: SQLite store and MLflow in it, unless others are named.
 
     Args:
-        home: the folder, made if missing.
+        home: the folder.
         store: SQLAlchemy URL of the store.
         tracking: MLflow tracking URI.
+        create: whether what is missing is made.
+
+    Raises:
+        NoStoreError: there is no store, and none is to be made.
     """
     from focus_lab.lab.mlflow_tracker import MlflowTracker
 
-    home = make_folder(home).resolve()
-    opened = Store(store or store_url(home))
+    home = (make_folder(home) if create else home).resolve()
+    opened = Store(store or store_url(home), create=create)
     try:
-        artifacts = None if tracking else (home / "mlartifacts").as_uri()
-        tracker = MlflowTracker(tracking or embedded_tracking_uri(home), artifacts)
+        tracking = tracking or embedded_tracking_uri(home)
+        tracker = MlflowTracker(tracking, artifact_root(tracking, home))
         yield Lab(opened, tracker, home)
     finally:
         opened.close()
@@ -194,6 +198,20 @@ def open_lab(home: Path, store: str | None = None, tracking: str | None = None) 
 def embedded_tracking_uri(home: Path) -> str:
     """MLflow's store inside a lab's folder."""
     return f"sqlite:///{home.resolve() / 'mlflow.db'}"
+
+
+def artifact_root(tracking: str, home: Path) -> str | None:
+    """Where files of new MLflow experiments go; None where a server, or a folder, decides.
+
+    MLflow's own choice for a database is `mlruns` in whatever folder one happens to be.
+    """
+    if tracking.startswith("sqlite:///"):
+        folder = Path(tracking.removeprefix("sqlite:///")).resolve().parent
+    elif tracking.startswith(("postgresql", "mysql", "mssql")):
+        folder = home.resolve()
+    else:
+        return None
+    return (folder / "mlartifacts").as_uri()
 
 
 def store_path(home: Path) -> Path:

@@ -16,7 +16,7 @@ from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.cost import measure_latency
 from focus_lab.training.environment import choose_device
 from focus_lab.training.fit import load_model
-from focus_lab.training.reporter import checkpoint_folder
+from focus_lab.training.folder import checkpoint_folder
 
 FILE = "latency.json"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focus_lab.errors import StoreError
+from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.executor import Executor, InProcessExecutor
 from focus_lab.lab.lab import Lab, open_lab, store_path, store_url
 from focus_lab.lab.states import TrialState
@@ -17,6 +18,7 @@ from focus_lab.lab.store import Store
 from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
+from focus_lab.training.folder import check_same_inputs
 
 if TYPE_CHECKING:
     from focus_lab.data.dataset import DetectionDataset
@@ -46,35 +48,44 @@ def launch(
     """
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
         checked = pool.submit(check_inputs, plan)
+        # One after the other: Alembic, which MLflow uses as well, is not safe among threads.
+        done = _done(spec, home, store)
         opened = pool.submit(_open, checked, stack, home, store, tracking)
         started: Executor = InProcessExecutor()
-        if executor == "ray" and _has_work(spec, plan, home, store):
+        if executor == "ray" and any(trial.fingerprint not in done for trial in plan.trials):
             tune = TuneExecutor(spec.compute)
             # Ray wants the main thread, for its signal handlers.
             stack.callback(tune.stop)
             tune.start()
             started = tune
-        checked.result()
+        digests = checked.result()
+        for trial in plan.trials:
+            if folder := done.get(trial.fingerprint):
+                check_same_inputs(folder, digests.get(trial.cell, {}))
         yield opened.result(), started
 
 
-def _has_work(spec: ExperimentSpec, plan: Plan, home: Path, store: str | None) -> bool:
-    """Whether any trial of the plan has yet to succeed: Ray need not start for a report."""
+def _done(spec: ExperimentSpec, home: Path, store: str | None) -> dict[str, Path]:
+    """Fingerprint -> folder of the trials that have succeeded: Ray need not start for a report."""
     if store is None and not store_path(home).exists():
-        return True
+        return {}
     opened = Store(store or store_url(home))
     try:
-        trials = opened.trials(opened.experiment(spec.name).id, planned_only=False)
+        experiment = opened.experiment(spec.name)
+        trials = opened.trials(experiment.id, planned_only=False)
     except StoreError:
-        return True
+        return {}
     finally:
         opened.close()
-    done = {trial.fingerprint for trial in trials if trial.state is TrialState.SUCCEEDED}
-    return any(trial.fingerprint not in done for trial in plan.trials)
+    return {
+        trial.fingerprint: trial_folder(experiment, trial)
+        for trial in trials
+        if trial.state is TrialState.SUCCEEDED
+    }
 
 
 def _open(
-    checked: Future[None],
+    checked: Future[dict[str, dict[str, str]]],
     stack: contextlib.ExitStack,
     home: Path,
     store: str | None,
@@ -86,25 +97,41 @@ def _open(
     return stack.enter_context(open_lab(home, store, tracking))
 
 
-def check_inputs(plan: Plan) -> None:
+def check_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     """Open every data set, form its batches, and build every backbone of a plan once.
+
+    Returns:
+        Cell -> digests of its data and weights, as `check_same_inputs` compares them; cells that
+        read no files and fill their batches are left out: nothing can be wrong with them.
 
     Raises:
         UserError: something cannot be used.
     """
+    cells = [c for c in plan.cells if c.spec.reads_files or not c.spec.fills_a_batch]
+    if not cells:
+        return {}
     # Here and not above: it imports torch, which takes seconds, in a thread of its own.
+    from focus_lab.data.dataset import build_datasets
     from focus_lab.data.loader import build_train_loader
-    from focus_lab.training.estimate import check_model, open_data
+    from focus_lab.model.focus_detr import build_model
+    from focus_lab.training.fit import input_digests
 
-    train_sets: dict[str, DetectionDataset] = {}
-    seen: set[str] = set()
-    for cell in plan.cells:
-        data = cell.spec.data.model_dump_json()
-        if data not in train_sets:
-            train_sets[data] = open_data(cell.spec.data)[0]
-        train_set, batch_size = train_sets[data], cell.spec.training.batch_size
-        build_train_loader(train_set, cell.spec.data, batch_size=batch_size, seed=0)
-        backbone = cell.spec.model.backbone.model_dump_json()
-        if backbone not in seen:
-            check_model(cell.spec.model, len(train_set.class_names))
-            seen.add(backbone)
+    opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
+    built: set[str] = set()
+    digests: dict[tuple[str, str], dict[str, str]] = {}
+    by_cell: dict[str, dict[str, str]] = {}
+    for cell in cells:
+        spec = cell.spec
+        data = spec.data.model_dump_json()
+        if data not in opened:
+            opened[data] = build_datasets(spec.data)
+        train_set, val_set = opened[data]
+        build_train_loader(train_set, spec.data, batch_size=spec.training.batch_size, seed=0)
+        backbone = spec.model.backbone.model_dump_json()
+        if backbone not in built:
+            build_model(spec.model, len(train_set.class_names))
+            built.add(backbone)
+        if (data, backbone) not in digests:
+            digests[data, backbone] = input_digests(spec, train_set, val_set)
+        by_cell[cell.name] = digests[data, backbone]
+    return by_cell

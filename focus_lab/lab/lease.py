@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import _thread
 import os
+import secrets
 import socket
 import threading
+from pathlib import Path
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.store import LeaseHeldError, Store
@@ -29,7 +31,9 @@ class Lease:
 
     def __init__(self, store: Store, experiment_id: str) -> None:
         self._store, self._experiment_id = store, experiment_id
-        self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        pid = os.getpid()
+        # The last part tells two labs in one process apart.
+        self._owner = f"{_machine()}:{pid}:{_started(pid)}:{secrets.token_hex(4)}"
         self._stop = threading.Event()
 
     def __enter__(self) -> None:
@@ -60,17 +64,40 @@ class Lease:
 
 
 def is_dead(owner: str) -> bool:
-    """Whether a lease's owner ("host:process id") is a process of this machine that has ended.
+    """Whether a lease's owner is a process of this machine, or container, that has ended.
 
-    This process's own id counts as ended: in a container it is that of the process before.
+    Numbers of processes come again, in a container soon: the one that has the owner's now must
+    have been started when the owner was.
+
+    Args:
+        owner: "machine:process id:start:token".
     """
-    host, _, pid = owner.rpartition(":")
-    if host != socket.gethostname() or not pid.isdigit():
+    machine, _, rest = owner.partition(":")
+    pid, _, rest = rest.partition(":")
+    started = rest.partition(":")[0]
+    if machine != _machine() or not pid.isdigit():
         return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return True
     except PermissionError:
-        return False
-    return int(pid) == os.getpid()
+        pass
+    return started != _started(int(pid))
+
+
+def _machine() -> str:
+    """Host name, and where there is one the number of the space that process ids are unique in."""
+    try:
+        return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """When a process was started, in ticks since the machine was; empty where that is unknown."""
+    try:
+        # proc(5): field 22; the second one, a name in brackets, may hold blanks.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

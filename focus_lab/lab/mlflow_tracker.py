@@ -25,7 +25,7 @@ from focus_lab.errors import TrackerError
 from focus_lab.lab.comparison import VIEW_KEY, shared_view
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
-from focus_lab.lab.tracking import Curves, Metrics
+from focus_lab.lab.tracking import Curves, Metrics, MissingRunError
 
 TRIAL_TAG = "focus_lab.trial_id"
 SUMMARY_TAG = "focus_lab.summary"
@@ -233,6 +233,11 @@ class MlflowTracker:
             OSError,
         ) as error:
             text = str(error)
+            if getattr(error, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                raise MissingRunError(
+                    f"MLflow {self.uri}: does not have it, got {text.splitlines()[0]}; "
+                    "name the MLflow store that has it with --tracking-uri"
+                ) from error
             if "locked" in text:
                 reason, remedy = "is locked", "close the process that writes to it"
             elif "schema" in text or "revision" in text:

@@ -10,7 +10,8 @@ from focus_lab.analysis.records import CellRecord, ExperimentRecord, TrialRecord
 from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
-from focus_lab.lab.tracking import Tracker
+from focus_lab.lab.tracking import Curves, MissingRunError, Tracker
+from focus_lab.training.folder import MANIFEST, SAMPLES
 
 
 def collect(experiment: Experiment, store: Store, tracker: Tracker) -> ExperimentRecord:
@@ -19,15 +20,21 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
     manifest = _manifest(experiment, trials)
     records = []
     for trial in trials:
-        curves = tracker.curves(trial.tracking_run_id) if trial.tracking_run_id else {}
-        samples = trial_folder(experiment, trial) / "samples"
+        curves: Curves = {}
+        message = trial.message
+        if trial.tracking_run_id:
+            try:
+                curves = tracker.curves(trial.tracking_run_id)
+            except MissingRunError as error:
+                message = message or str(error)
+        samples = trial_folder(experiment, trial) / SAMPLES
         records.append(
             TrialRecord(
                 id=trial.id,
                 cell=trial.cell,
                 seed=trial.seed,
                 state=trial.state.value,
-                message=trial.message,
+                message=message,
                 curves=curves,
                 samples=samples if (samples / "samples.json").is_file() else None,
             )
@@ -67,7 +74,7 @@ def _cells(experiment: Experiment, trials: list[Trial]) -> tuple[CellRecord, ...
 def _manifest(experiment: Experiment, trials: list[Trial]) -> dict[str, Any]:
     """Manifest of the first trial that is done."""
     for trial in trials:
-        path: Path = trial_folder(experiment, trial) / "manifest.json"
+        path: Path = trial_folder(experiment, trial) / MANIFEST
         if trial.state is TrialState.SUCCEEDED and path.is_file():
             content: dict[str, Any] = json.loads(path.read_text())
             return content

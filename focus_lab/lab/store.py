@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.states import TRANSITIONS, TrialState
-from focus_lab.lab.tables import ExperimentRow, TrialRow
+from focus_lab.lab.tables import VERSION_TABLE, ExperimentRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 
@@ -65,6 +65,10 @@ class Trial:
         return f"{self.cell}-seed{self.seed}"
 
 
+class NoStoreError(StoreError):
+    """There is no store yet; `focus-lab sweep FILE` makes one."""
+
+
 class LeaseHeldError(StoreError):
     """Another process carries the experiment out; wait for it, or end it."""
 
@@ -78,12 +82,14 @@ class Store:
 
     Args:
         url: SQLAlchemy URL, for example `sqlite:///runs/lab.db`.
+        create: whether a missing SQLite file is made.
 
     Raises:
+        NoStoreError: the file is missing, and is not to be made.
         StoreError: the database cannot be opened, is locked, or belongs to a newer focus_lab.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         try:
             self._engine = sa.create_engine(url, pool_pre_ping=True)
             self.url = self._engine.url.render_as_string(hide_password=True)
@@ -95,11 +101,18 @@ class Store:
                 f"--store: is not a usable database URL, got {shown!r}; "
                 "for example sqlite:///runs/lab.db"
             ) from error
+        file = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+        if file and not create and not Path(file).exists():
+            raise NoStoreError(
+                f"store {self.url}: there is none yet; run `focus-lab sweep FILE` first, or name "
+                "its place with --out DIR or --store"
+            )
         try:
             with self._explained(), self._engine.begin() as connection:
                 config = Config()
                 config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
                 config.attributes["connection"] = connection
+                _rename_old_tables(connection)
                 command.upgrade(config, "head")
         except StoreError:
             self.close()
@@ -122,12 +135,20 @@ class Store:
                 session.flush()
             return _experiment(row)
 
-    def record(self, spec: ExperimentSpec, plan: Plan, folder: Path) -> Experiment:
+    def record(
+        self, spec: ExperimentSpec, plan: Plan, folder: Path, retried: Sequence[str] = ()
+    ) -> Experiment:
         """Record an experiment and its plan; the same name continues it.
 
         Trials that the plan still has keep their state, new ones are added, others are no longer
         planned. Failed ones become pending again. Whoever carries the experiment out holds its
         lease meanwhile, so that nobody changes the plan under a running driver.
+
+        Args:
+            spec: the experiment.
+            plan: its whole plan.
+            folder: where its files are.
+            retried: cells whose failed trials become pending again; empty means all.
         """
         experiment_id = self.open(spec, folder).id
         with self._session() as session:
@@ -155,7 +176,7 @@ class Store:
                 trial.overrides, trial.planned = planned.overrides, True
                 # Compute may differ from the last time; nothing else can, by the fingerprint.
                 trial.spec = planned.spec.model_dump(mode="json")
-                if trial.state == TrialState.FAILED:
+                if trial.state == TrialState.FAILED and (not retried or trial.cell in retried):
                     trial.state, trial.version = TrialState.PENDING, trial.version + 1
                     trial.failure = trial.message = trial.ended_at = None
             return _experiment(row)
@@ -257,14 +278,6 @@ class Store:
         with self._session() as session:
             return [_trial(row) for row in session.scalars(query.order_by(TrialRow.position))]
 
-    def trial(self, trial_id: str) -> Trial:
-        """A trial by id."""
-        with self._session() as session:
-            row = session.get(TrialRow, trial_id)
-            if row is None:
-                raise StoreError(f"trial: no such id, got {trial_id!r}; see `focus-lab status`")
-            return _trial(row)
-
     def move(
         self,
         trial: Trial,
@@ -340,6 +353,19 @@ class Store:
                 f"store {self.url}: is not a focus_lab store, got {error.orig}; "
                 "choose another --store"
             ) from error
+
+
+def _rename_old_tables(connection: sa.Connection) -> None:
+    """Early stores had tables named like MLflow's, which may share a database with ours."""
+    found = set(sa.inspect(connection).get_table_names())
+    if {"alembic_version", "experiments", "trials"} <= found and VERSION_TABLE not in found:
+        renamed = {
+            "alembic_version": VERSION_TABLE,
+            "experiments": ExperimentRow.__tablename__,
+            "trials": TrialRow.__tablename__,
+        }
+        for old, new in renamed.items():
+            connection.execute(sa.text(f"ALTER TABLE {old} RENAME TO {new}"))
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:

@@ -1,4 +1,7 @@
-"""The store's tables: life cycle only; numbers and files live in MLflow and in folders."""
+"""The store's tables: life cycle only; numbers and files live in MLflow and in folders.
+
+Their names tell them apart from MLflow's, which may live in the same database.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, ForeignKey, Index, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+VERSION_TABLE = "focus_lab_version"
+"""Where Alembic keeps the version of the other tables."""
+
 
 class Base(DeclarativeBase):
     """Base of all tables."""
@@ -16,7 +22,7 @@ class Base(DeclarativeBase):
 class ExperimentRow(Base):
     """What a user submitted, and who carries it out."""
 
-    __tablename__ = "experiments"
+    __tablename__ = "focus_lab_experiments"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     name: Mapped[str] = mapped_column(String(63), unique=True)
@@ -31,14 +37,14 @@ class ExperimentRow(Base):
 class TrialRow(Base):
     """One cell with one seed, identified within its experiment by its fingerprint."""
 
-    __tablename__ = "trials"
+    __tablename__ = "focus_lab_trials"
     __table_args__ = (
         UniqueConstraint("experiment_id", "fingerprint", name="uq_trials_experiment_fingerprint"),
         Index("ix_trials_experiment_state", "experiment_id", "state"),
     )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
-    experiment_id: Mapped[str] = mapped_column(ForeignKey("experiments.id"))
+    experiment_id: Mapped[str] = mapped_column(ForeignKey("focus_lab_experiments.id"))
     fingerprint: Mapped[str] = mapped_column(String(64))
     cell: Mapped[str] = mapped_column(Text)
     seed: Mapped[int]

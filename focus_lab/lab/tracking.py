@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from focus_lab.errors import TrackerError
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
 
@@ -16,8 +17,16 @@ Curves = dict[str, list[tuple[int, float]]]
 """Metric name -> (epoch, value), by epoch."""
 
 
+class MissingRunError(TrackerError):
+    """The tracker does not have the run; name the one that has it with --tracking-uri."""
+
+
 class Tracker(Protocol):
-    """What the lab needs of an experiment tracker. Every call may be repeated without harm."""
+    """What the lab needs of an experiment tracker. Every call may be repeated without harm.
+
+    Whatever takes a run's id raises MissingRunError when there is no such run: it was purged, or
+    is elsewhere.
+    """
 
     def ensure_experiment(self, experiment: Experiment) -> str:
         """Id of the tracker's experiment; made when missing."""
@@ -79,11 +88,11 @@ class MemoryTracker:
 
     def start_run(self, run_id: str) -> None:
         """Mark it."""
-        self.runs[run_id].state = TrialState.RUNNING
+        self._run(run_id).state = TrialState.RUNNING
 
     def log_epoch(self, run_id: str, epoch: int, metrics: Metrics) -> None:
         """Keep the epoch once."""
-        curves = self.runs[run_id].curves
+        curves = self._run(run_id).curves
         if any(past == epoch for past, _ in curves.get("epoch", [])):
             return
         for name, value in {**metrics, "epoch": float(epoch)}.items():
@@ -93,25 +102,30 @@ class MemoryTracker:
     def log_final(self, run_id: str, metrics: Metrics) -> None:
         """Keep them as of epoch 0."""
         for name, value in metrics.items():
-            self.runs[run_id].curves[name] = [(0, value)]
+            self._run(run_id).curves[name] = [(0, value)]
 
     def log_manifest(self, run_id: str, manifest: Mapping[str, Any]) -> None:
         """Keep it."""
-        self.runs[run_id].manifest = dict(manifest)
+        self._run(run_id).manifest = dict(manifest)
 
     def log_files(self, run_id: str, folder: Path, name: str) -> None:
         """Keep the names."""
-        self.runs[run_id].files |= {
+        self._run(run_id).files |= {
             f"{name}/{path.relative_to(folder)}" for path in folder.rglob("*") if path.is_file()
         }
 
     def end_run(self, run_id: str, state: TrialState) -> None:
         """Mark it."""
-        self.runs[run_id].state = state
+        self._run(run_id).state = state
 
     def curves(self, run_id: str) -> Curves:
         """What was kept."""
-        return self.runs[run_id].curves
+        return self._run(run_id).curves
+
+    def _run(self, run_id: str) -> MemoryRun:
+        if run_id not in self.runs:
+            raise MissingRunError(f"run: there is none, got {run_id!r}; the trial is in no tracker")
+        return self.runs[run_id]
 
     def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
         """Keep the numbers."""

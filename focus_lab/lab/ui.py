@@ -14,7 +14,7 @@ from pathlib import Path
 
 from focus_lab.errors import TrackerError
 from focus_lab.lab.comparison import view_path
-from focus_lab.lab.lab import embedded_tracking_uri, open_lab
+from focus_lab.lab.lab import artifact_root, embedded_tracking_uri, open_lab
 
 _START_SECONDS = 120
 
@@ -25,9 +25,9 @@ def page_url(
     """Address of an experiment's comparison page; of the newest one when `name` is None.
 
     Raises:
-        StoreError: there is no such experiment.
+        StoreError: there is no such experiment, or no store.
     """
-    with open_lab(home, store, tracking) as lab:
+    with open_lab(home, store, tracking, create=False) as lab:
         experiments = [lab.store.experiment(name)] if name else lab.store.experiments()
     if not experiments or experiments[0].tracking_id is None:
         return base
@@ -55,11 +55,12 @@ def serve_ui(
         return
     base = f"http://{host}:{port}"
     url = page_url(name, home, store, tracking, base)
+    backend = tracking or embedded_tracking_uri(home)
+    artifacts = artifact_root(backend, home) or (home.resolve() / "mlartifacts").as_uri()
     command = [
         sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", tracking or embedded_tracking_uri(home),
-        "--default-artifact-root", (home.resolve() / "mlartifacts").as_uri(),
-        "--serve-artifacts", "--artifacts-destination", (home.resolve() / "mlartifacts").as_uri(),
+        "--backend-store-uri", backend, "--default-artifact-root", artifacts,
+        "--serve-artifacts", "--artifacts-destination", artifacts,
         "--host", host, "--port", str(port), "--workers", "1",
     ]  # fmt: skip
     # A plain `kill` must end the server too, not leave it behind.

@@ -34,7 +34,6 @@ def postprocess(
     sizes: Sequence[tuple[int, int]],
     original_sizes: Sequence[tuple[int, int]],
     num_detections: int,
-    canvas: tuple[int, int] | None = None,
 ) -> list[Detections]:
     """Take the best pairs of query and class and scale their boxes; duplicates stay.
 
@@ -44,9 +43,6 @@ def postprocess(
         sizes: valid (height, width) of each image as the network saw it.
         original_sizes: (height, width) of each image before it was resized.
         num_detections: most detections an image, clamped to Q x C; fewer where boxes are empty.
-        canvas: (height, width) that boxes are shares of when that is not the image's own valid
-            size: the padded batch, for a model that was not told what is padding. The release
-            does without and scales by the valid size all the same.
 
     Returns:
         One entry an image.
@@ -61,7 +57,7 @@ def postprocess(
     boxes = boxes.gather(1, (places // num_classes)[..., None].expand(-1, -1, 4))  # [B, K, 4]
 
     # Two steps, network pixels first, because that is how the released numbers are rounded.
-    pixels = boxes.new_tensor([canvas or size for size in sizes]).flip(1)  # [B, 2] (w, h)
+    pixels = boxes.new_tensor(sizes).flip(1)  # [B, 2] (w, h)
     limits = boxes.new_tensor(original_sizes).flip(1)
     scale = boxes.new_tensor(
         [

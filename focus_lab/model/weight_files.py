@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,8 +16,12 @@ from focus_lab.errors import WeightsError
 
 _SHOWN = 4
 _SUFFIXES = (".pth", ".pt", ".safetensors")
-# What a classifier's file holds beyond its features, and a counter that frozen norms do not have.
+# A counter that frozen norms do not have.
 _COUNTER = "num_batches_tracked"
+# What older files hold of a block, and newer models compute: nothing that was learnt.
+_COMPUTED = (_COUNTER, "relative_position_index", "relative_coords_table", "attn_mask")
+_STAGE = re.compile(r"[A-Za-z_.]*\d+")
+"""The leading part of a tensor's name, to its first number: `layer1`, `stages.0`, `blocks.3`."""
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -32,20 +35,13 @@ def read_weights(source: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: when there is no such file or it holds no state dict.
     """
-    path = (
-        _inside_package(source.removeprefix("package:"))
-        if source.startswith("package:")
-        else Path(source)
-    )
-    if not path.is_file():
-        raise WeightsError(
-            f"weights: there is no such file, got {source!r}; give a .pth or .safetensors file"
-        )
+    path = _path(source)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, SafetensorError) as error:
+    except Exception as error:
+        # Garbage may break the reader in any way.
         raise WeightsError(
             f"weights: the file cannot be read as tensors, got {source!r}; save a plain state dict "
             "with torch.save or as .safetensors"
@@ -63,6 +59,16 @@ def read_weights(source: str) -> dict[str, Tensor]:
             f"weights: the state dict holds no tensors, got {source!r}; give a trained model's file"
         )
     return state
+
+
+def weights_digest(source: str) -> str:
+    """SHA-256 (hex) of the file that `read_weights` reads.
+
+    Raises:
+        WeightsError: when there is no such file.
+    """
+    with _path(source).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -120,21 +126,37 @@ def load_backbone_weights(module: nn.Module, state: Mapping[str, Tensor], where:
     is `stages_0`), and those of the EfficientNets with `_blocks.N`.
 
     Raises:
-        WeightsError: when a tensor of the extractor is missing or has another shape.
+        WeightsError: when a tensor of the extractor is missing or has another shape, or a stage
+            holds more than the extractor's: a deeper network's weights.
     """
     expected = module.state_dict()
     if "_conv_stem.weight" in state:
         state = _from_flat_efficientnet(module, state, where)
-    fitting = {}
+    stages = {_stage(name) for name in expected} - {None}
+    fitting: dict[str, Tensor] = {}
+    surplus = []
     for name, tensor in state.items():
-        for candidate in (name, name.replace(".", "_", 1)):
-            if candidate in expected:
-                fitting[candidate] = tensor
+        candidates = (name, name.replace(".", "_", 1))
+        found = [candidate for candidate in candidates if candidate in expected]
+        fitting |= dict.fromkeys(found, tensor)
+        # Later stages and the classifier are left out; a known stage must be used whole.
+        if not found and _stage(name) in stages and not name.endswith(_COMPUTED):
+            surplus.append(name)
     needed = {name: tensor for name, tensor in expected.items() if not name.endswith(_COUNTER)}
     check_weights(
         needed, {name: tensor for name, tensor in fitting.items() if name in needed}, where
     )
+    if surplus:
+        raise WeightsError(
+            f"{where}: are those of a deeper network, got {_some(surplus)}; "
+            "choose the network that they were trained with"
+        )
     module.load_state_dict(fitting, strict=False)
+
+
+def _stage(name: str) -> str | None:
+    match = _STAGE.match(name)
+    return match[0].replace(".", "_") if match else None
 
 
 def _from_flat_efficientnet(
@@ -178,6 +200,19 @@ _PARTS = {
     },
     False: {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"},
 }
+
+
+def _path(source: str) -> Path:
+    path = (
+        _inside_package(source.removeprefix("package:"))
+        if source.startswith("package:")
+        else Path(source)
+    )
+    if not path.is_file():
+        raise WeightsError(
+            f"weights: there is no such file, got {source!r}; give a .pth or .safetensors file"
+        )
+    return path
 
 
 def _inside_package(name: str) -> Path:

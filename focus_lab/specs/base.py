@@ -6,20 +6,27 @@ import hashlib
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 
 class Spec(BaseModel):
-    """A validated, immutable part of a request. Unknown keys are errors: a typo is reported."""
+    """A validated, immutable part of a request. Unknown keys are errors: a typo is reported.
+
+    Strict: `true` and `'3'` are no numbers. A whole number may stand for a decimal one.
+    """
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
+        strict=True,
         use_attribute_docstrings=True,
         validate_default=True,
         allow_inf_nan=False,
     )
 
+
+FromList = Strict(False)
+"""On a tuple: it may be written as a list, the only sequence that YAML and JSON have."""
 
 Ratio = Annotated[float, Field(gt=0, le=1)]
 """A share in (0, 1]."""

@@ -7,6 +7,7 @@ paths, no interpolation, no expressions.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,17 @@ from focus_lab.errors import SpecError
 
 EXTENDS = "extends"
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's decimals: PyYAML, which reads 1.1, takes 1e-4 for a text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ def read(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """One YAML (or JSON) text as a document; `name` stands before the line numbers."""
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -128,7 +140,7 @@ def parse(text: str, name: str) -> Document:
 
 
 def _construct(
-    loader: yaml.SafeLoader,
+    loader: _Loader,
     node: yaml.Node,
     name: str,
     path: tuple[str, ...],
@@ -176,8 +188,8 @@ def with_overrides(document: Document, settings: list[str]) -> Document:
                 f"--set: must be path=value, got {setting!r}; for example training.epochs=3"
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = yaml.load(text, Loader=_Loader)
+        except (yaml.YAMLError, ValueError):
             raise SpecError(
                 f"--set {path}: the value is not YAML, got {text!r}; quote it"
             ) from None

@@ -6,18 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from focus_lab.specs.base import NonNegativeInt, PositiveFloat, PositiveInt, Probability, Spec
+from focus_lab.specs.base import (
+    FromList,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Probability,
+    Spec,
+)
 
-Range = tuple[PositiveInt, PositiveInt]
+Range = Annotated[tuple[PositiveInt, PositiveInt], FromList]
 """(low, high), both included."""
 
 
 class Normalisation(Spec):
     """Channel statistics of RGB values in 0..255."""
 
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    mean: Annotated[tuple[float, float, float], FromList] = (123.675, 116.28, 103.53)
     """Subtracted, R G B."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (58.395, 57.12, 57.375)
+    std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], FromList] = (
+        58.395,
+        57.12,
+        57.375,
+    )
     """Divided by, R G B."""
 
 
@@ -26,7 +37,7 @@ class Crop(Spec):
 
     probability: Probability = 0.5
     """How often the branch is taken; 0 switches it off."""
-    sizes: tuple[PositiveInt, ...] = (400, 500, 600)
+    sizes: Annotated[tuple[PositiveInt, ...], FromList] = (400, 500, 600)
     """Shortest sides before the crop, in pixels."""
     crop_size: Range = (384, 600)
     """Height and width of the crop are drawn from this range, in pixels."""
@@ -37,7 +48,19 @@ class Augmentation(Spec):
 
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
-    sizes: tuple[PositiveInt, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    sizes: Annotated[tuple[PositiveInt, ...], FromList] = (
+        480,
+        512,
+        544,
+        576,
+        608,
+        640,
+        672,
+        704,
+        736,
+        768,
+        800,
+    )
     """Shortest sides, in pixels; one is drawn an image. Empty keeps the image as it is."""
     max_size: PositiveInt = 1333
     """Longest side after resizing, in pixels."""
@@ -71,7 +94,7 @@ class ShapesData(_DataSpec):
     """Procedural scenes, deterministic from a seed: nothing is downloaded."""
 
     kind: Literal["shapes"]
-    image_size: Annotated[tuple[PositiveInt, PositiveInt], Field()] = (320, 320)
+    image_size: Range = (320, 320)
     """(height, width) in pixels."""
     num_classes: Annotated[int, Field(ge=1, le=8)] = 8
     """How many of the eight shape classes are used."""
@@ -79,7 +102,7 @@ class ShapesData(_DataSpec):
     """Training scenes."""
     num_val: PositiveInt = 150
     """Validation scenes; drawn from other seeds than the training scenes."""
-    objects: tuple[NonNegativeInt, PositiveInt] = (2, 14)
+    objects: Annotated[tuple[NonNegativeInt, PositiveInt], FromList] = (2, 14)
     """Fewest and most objects a scene; 0 allows scenes without any box."""
     object_size: Range = (8, 96)
     """Limits of an object's longer side in pixels; log-uniform between, unless `foreground_share`
@@ -88,7 +111,7 @@ class ShapesData(_DataSpec):
     """Target of the mean share of pixels that lie in any box: the dial that moves the knee of an
     AP-against-keep-ratio curve; large or small sides within `object_size` are favoured to reach it.
     Null keeps sides log-uniform."""
-    distractors: tuple[NonNegativeInt, NonNegativeInt] = (0, 6)
+    distractors: Annotated[tuple[NonNegativeInt, NonNegativeInt], FromList] = (0, 6)
     """Fewest and most distractors a scene: right colours, wrong shapes, no box."""
     contrast: Annotated[float, Field(gt=0, le=220)] = 70.0
     """Least RGB distance between an object's colours and the mean of what it covers; 220 is the

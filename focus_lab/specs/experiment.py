@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from focus_lab.specs.base import NonNegativeInt, PositiveInt, Spec, fingerprint
+from focus_lab.specs.base import FromList, NonNegativeInt, PositiveInt, Spec, fingerprint
 from focus_lab.specs.data import DataSpec
+from focus_lab.specs.metrics import is_metric, suggestion
 from focus_lab.specs.model import ModelSpec
 from focus_lab.specs.training import ComputeSpec, TrainingSpec
 
@@ -32,6 +34,19 @@ class TrialSpec(Spec):
         """Hash of everything that can change a number: compute is left out."""
         return fingerprint(self.model_dump(mode="json", exclude={"compute"}))
 
+    @property
+    def reads_files(self) -> bool:
+        """Whether images, weights or another library's model must be there for it to train."""
+        backbone = self.model.backbone
+        if backbone.kind == "timm" or (backbone.kind == "resnet" and backbone.weights is not None):
+            return True
+        return self.data.kind == "coco"
+
+    @property
+    def fills_a_batch(self) -> bool:
+        """Whether there are images for one batch; what a folder holds is not known here."""
+        return self.data.kind != "shapes" or self.training.batch_size <= self.data.num_train
+
 
 class GridSearch(Spec):
     """Every combination of the axes."""
@@ -44,7 +59,7 @@ class RandomSearch(Spec):
 
     kind: Literal["random"]
     samples: PositiveInt
-    """How many; at most the size of the space."""
+    """How many; at most as many as the axes have."""
     seed: NonNegativeInt = 0
     """Seed of the draw."""
 
@@ -61,14 +76,14 @@ class NoEarlyStopping(Spec):
 class SweepSpec(Spec):
     """The design: which cells are compared, each with which seeds."""
 
-    axes: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default={})
+    axes: dict[str, Annotated[tuple[Any, ...], FromList, Field(min_length=1)]] = Field(default={})
     """Dotted path -> values; every combination is a cell."""
     cells: dict[str, dict[str, Any]] = Field(default={})
     """Named deviations from the base: name -> {dotted path: value}. With any of them, the base
     itself is a cell too, named `baseline`."""
     baseline: str | None = None
     """Name of the cell that others are compared with; null takes the cell that equals the base."""
-    seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[NonNegativeInt, ...], FromList, Field(min_length=1)] = (0,)
     """Every cell is trained once a seed; one seed decides nothing."""
     search: Search = GridSearch(kind="grid")
     """Which combinations of the axes are run."""
@@ -83,6 +98,16 @@ class SweepSpec(Spec):
                 f"each seed may stand once, got {list(seeds)}; equal seeds repeat a trial"
             )
         return seeds
+
+    @model_validator(mode="after")
+    def _axes_have_as_many_points_as_are_drawn(self) -> SweepSpec:
+        points = math.prod(map(len, self.axes.values())) if self.axes else 0
+        if isinstance(self.search, RandomSearch) and self.search.samples > points:
+            raise ValueError(
+                "search.samples: must be at most the number of combinations of sweep.axes, "
+                f"got {self.search.samples}; there are {points}"
+            )
+        return self
 
 
 class ExperimentSpec(Spec):
@@ -122,3 +147,15 @@ class ExperimentSpec(Spec):
                 f"must be 1 to 63 of a-z, 0-9 and hyphen, got {name!r}; for example keep-ratio"
             )
         return name
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_are_metrics(cls, objectives: dict[str, str]) -> dict[str, str]:
+        problems = [
+            f"no trial has such a metric, got {name!r}; {suggestion(name)}"
+            for name in objectives
+            if not is_metric(name)
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return objectives

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from focus_lab.specs.base import (
+    FromList,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -40,7 +41,7 @@ class TimmBackbone(Spec):
     kind: Literal["timm"]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")]
     """timm's model name, for example `efficientnet_lite0` or `swin_tiny_patch4_window7_224`."""
-    out_indices: tuple[NonNegativeInt, ...] = (2, 3, 4)
+    out_indices: Annotated[tuple[NonNegativeInt, ...], FromList] = (2, 3, 4)
     """Which of timm's feature stages feed the neck, fine to coarse."""
     frozen_stages: Annotated[int, Field(ge=0)] = 0
     """How many of timm's leading feature stages stay as they are, the stem first; 0 nothing."""
@@ -54,7 +55,7 @@ class ResidualBackbone(Spec):
     """A small residual network with batch norm for demos and tests: a stage a stride, 2 to 32."""
 
     kind: Literal["residual"]
-    widths: Annotated[tuple[PositiveInt, ...], Field(min_length=5, max_length=5)] = (
+    widths: Annotated[tuple[PositiveInt, ...], FromList, Field(min_length=5, max_length=5)] = (
         24,
         32,
         64,
@@ -112,7 +113,7 @@ class TokenSelection(Spec):
     keep_ratio: Ratio = 0.5
     """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the
     mean over layers: 0.5 x mean(cascade)."""
-    cascade: tuple[Ratio, ...] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+    cascade: Annotated[tuple[Ratio, ...], FromList] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
     """Share of the kept tokens by encoder layer; one value a layer, never rising."""
     score_modulation: ScoreModulation = ScoreModulation()
     """Top-down modulation between levels."""
@@ -140,7 +141,9 @@ class DualAttention(Spec):
 class ForegroundTargets(Spec):
     """Which tokens count as foreground while the scorer learns."""
 
-    size_ranges: tuple[tuple[float, float], ...] | None = None
+    size_ranges: (
+        Annotated[tuple[Annotated[tuple[float, float], FromList], ...], FromList] | None
+    ) = None
     """(low, high] limits in pixels of the farthest side distance, one pair a level; null doubles
     from 64 at the finest level and leaves the coarsest open, which is the released
     [-1,64],[64,128],[128,256],[256,999999] for four levels."""

@@ -162,8 +162,8 @@ def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[s
         labels = _axis_labels(list(sweep.axes))
         combinations = list(itertools.product(*sweep.axes.values()))
         if isinstance(sweep.search, RandomSearch):
-            count = min(sweep.search.samples, len(combinations))
-            combinations = random.Random(sweep.search.seed).sample(combinations, count)
+            drawn = random.Random(sweep.search.seed)
+            combinations = drawn.sample(combinations, sweep.search.samples)
         for values in combinations:
             overrides = dict(zip(sweep.axes, values, strict=True))
             name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from focus_lab.specs.base import (
+    FromList,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -15,16 +16,15 @@ from focus_lab.specs.base import (
     Spec,
 )
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Optimizer(Spec):
     """AdamW with the recipe's parameter groups."""
 
     lr: PositiveFloat = 1e-4
     """Learning rate at the global batch size of this spec; it is never rescaled silently."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
-        0.9,
-        0.999,
-    )
+    betas: Annotated[tuple[Decay, Decay], FromList] = (0.9, 0.999)
     """Decay rates of the moment estimates."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
@@ -44,7 +44,7 @@ class StepSchedule(Spec):
     """Constant, dropping at milestones."""
 
     kind: Literal["step"]
-    milestones: tuple[PositiveFloat, ...] = (11.0,)
+    milestones: Annotated[tuple[PositiveFloat, ...], FromList] = (11.0,)
     """Epochs (fractions allowed) at which the rate drops."""
     gamma: Ratio = 0.1
     """Factor of each drop."""

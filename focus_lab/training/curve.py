@@ -18,8 +18,9 @@ from focus_lab.training.cost import mean_cost
 from focus_lab.training.environment import choose_device
 from focus_lab.training.evaluation import evaluate
 from focus_lab.training.fit import evaluation_shapes, load_model
+from focus_lab.training.folder import checkpoint_folder
 from focus_lab.training.loop import AUTOCAST
-from focus_lab.training.reporter import Metrics, checkpoint_folder
+from focus_lab.training.reporter import Metrics
 
 _RATIO = "model.token_selection.keep_ratio"
 
@@ -67,7 +68,7 @@ def evaluate_checkpoint(
         model = load_model(saved, device)
         loader = build_eval_loader(
             val_set, spec.data, batch_size=spec.training.evaluation_batch_size,
-            workers=spec.compute.loader_workers,
+            workers=spec.compute.loader_workers, pin_memory=device.type == "cuda",
         )  # fmt: skip
         metrics = evaluate(
             model, spec.model, loader, val_set, device, AUTOCAST[spec.training.precision]

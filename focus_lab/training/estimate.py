@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -13,9 +14,7 @@ from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.loader import build_train_loader
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import build_model
-from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
-from focus_lab.specs.model import ModelSpec
 from focus_lab.specs.plan import Cell, Plan
 from focus_lab.training.cost import Cost, mean_cost, model_without_memory
 from focus_lab.training.environment import choose_device
@@ -52,27 +51,10 @@ class Estimate:
             "mean_keep_ratio": selection.mean_keep_ratio,
             "trials": self.trials,
             "steps": self.steps,
-            "seconds_a_trial": self.seconds,
+            # Too few images for a pace: JSON has no NaN.
+            "seconds_a_trial": self.seconds if math.isfinite(self.seconds or 0.0) else None,
             "measured": self.measured,
         } | self.cost.metrics()
-
-
-def open_data(spec: DataSpec) -> tuple[DetectionDataset, DetectionDataset]:
-    """Training and validation images.
-
-    Raises:
-        DataError: they cannot be used.
-    """
-    return build_datasets(spec)
-
-
-def check_model(spec: ModelSpec, num_classes: int) -> None:
-    """Build the model once with its weights.
-
-    Raises:
-        WeightsError: a weight file is missing or does not fit.
-    """
-    build_model(spec, num_classes)
 
 
 def estimate(plan: Plan, measure: bool) -> list[Estimate]:
@@ -88,19 +70,25 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
     found: list[Estimate] = []
     timed: tuple[float, int] | None = None  # seconds an image, MACs of the cell it was measured on
     deadline = time.monotonic() + _MEASURING_SECONDS
+    opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
     for cell in plan.cells:
         spec = cell.spec
-        train_set, val_set = open_data(spec.data)
+        data = spec.data.model_dump_json()
+        if data not in opened:
+            opened[data] = build_datasets(spec.data)
+        train_set, val_set = opened[data]
         model = model_without_memory(spec.model, len(train_set.class_names))
         cost = mean_cost(model, evaluation_shapes(val_set, spec.data))
-        steps = len(train_set) // spec.training.batch_size * spec.training.epochs
+        batch_size = spec.training.batch_size
+        loader = build_train_loader(train_set, spec.data, batch_size=batch_size, seed=0)
+        steps = len(loader) * spec.training.epochs
         measured = measure and (timed is None or time.monotonic() < deadline)
         if measured:
             timed = (seconds_per_image(spec, train_set), cost.total_macs)
         seconds = None
         if timed:
             pace, macs = timed
-            seconds = pace * cost.total_macs / macs * steps * spec.training.batch_size
+            seconds = pace * cost.total_macs / macs * steps * batch_size
         trials = sum(trial.cell == cell.name for trial in plan.trials)
         found.append(Estimate(cell, trials, cost, steps, seconds, measured))
     return found

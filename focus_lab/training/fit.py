@@ -14,9 +14,10 @@ from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.foreground import foreground_share
 from focus_lab.data.loader import build_eval_loader, build_train_loader
 from focus_lab.data.transforms import EvalTransform
-from focus_lab.errors import DataError, EffectiveSpecError, OutputError, WeightsError
+from focus_lab.errors import EffectiveSpecError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
+from focus_lab.model.weight_files import weights_digest
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
@@ -37,13 +38,18 @@ from focus_lab.training.environment import (
     seed_everything,
 )
 from focus_lab.training.evaluation import evaluate
+from focus_lab.training.folder import (
+    MANIFEST,
+    SAMPLES,
+    check_same_inputs,
+    checkpoint_folder,
+    make_folder,
+)
 from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
 from focus_lab.training.optimization import LearningRate, build_optimizer
-from focus_lab.training.reporter import Metrics, Reporter, checkpoint_folder
+from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
 
-MANIFEST = "manifest.json"
-SAMPLES = "samples"
 _COST_IMAGES = 32
 
 log = logging.getLogger(__name__)
@@ -79,7 +85,7 @@ def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
     """
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
-    _make(folder)
+    make_folder(folder)
     train_set, val_set = build_datasets(spec.data)
     seed_everything(spec.seed)
     reset_peak_memory(device)
@@ -91,7 +97,7 @@ def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
         manifest = _manifest(spec, model, train_set, val_set)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     else:
-        _check_same_data(folder / MANIFEST, train_set, val_set)
+        check_same_inputs(folder, input_digests(spec, train_set, val_set))
     costs = _costs(model, val_set, spec)
     while trial.progress.epoch < spec.training.epochs:
         metrics = trial.run_epoch() | costs
@@ -149,9 +155,14 @@ class _Trial:
             batch_size=training.batch_size,
             seed=spec.seed,
             workers=workers,
+            pin_memory=device.type == "cuda",
         )
         self.eval_loader = build_eval_loader(
-            val_set, spec.data, batch_size=training.evaluation_batch_size, workers=workers
+            val_set,
+            spec.data,
+            batch_size=training.evaluation_batch_size,
+            workers=workers,
+            pin_memory=device.type == "cuda",
         )
         steps_per_epoch = len(loader)
         optimizer = build_optimizer(model, training.optimizer)
@@ -259,16 +270,6 @@ class _Swapped:
             self._model.load_state_dict(self._kept)
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written, got {error}; choose --out DIR") from error
-
-
 def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
     """The swept parameter must have reached the model."""
     wanted = spec.model.token_selection
@@ -294,21 +295,15 @@ def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
         )
 
 
-def _check_same_data(
-    manifest: Path, train_set: DetectionDataset, val_set: DetectionDataset
-) -> None:
-    """A trial must not go on with other images than it began with."""
-    try:
-        began = json.loads(manifest.read_text())["data"]
-    except (OSError, ValueError):
-        return
-    for split, dataset in (("train", train_set), ("val", val_set)):
-        if began[split]["digest"] != dataset.digest:
-            raise DataError(
-                f"data.{split}: has changed since the trial began, got digest "
-                f"{dataset.digest[:12]} instead of {began[split]['digest'][:12]}; "
-                "restore it, or give the experiment a new name"
-            )
+def input_digests(
+    spec: TrialSpec, train_set: DetectionDataset, val_set: DetectionDataset
+) -> dict[str, str]:
+    """Field of the spec that names files -> digest of what they hold."""
+    digests = {"data.train": train_set.digest, "data.val": val_set.digest}
+    weights = getattr(spec.model.backbone, "weights", None)
+    if weights is not None:
+        digests["model.backbone.weights"] = weights_digest(weights)
+    return digests
 
 
 def _costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
@@ -335,6 +330,7 @@ def _manifest(
         "seed": spec.seed,
         "effective_token_selection": model.effective_token_selection,
         "ops_implementation": spec.model.ops.implementation,
+        "inputs": input_digests(spec, train_set, val_set),
         "data": {
             split: {
                 "digest": dataset.digest,

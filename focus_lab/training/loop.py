@@ -29,7 +29,7 @@ class Progress:
     epoch: int = 0
     """Epochs done."""
     batch: int = 0
-    """Batches, which are optimizer steps, done in the running epoch."""
+    """Batches done in the running epoch; each is an optimizer step, unless a scaler skips it."""
     step: int = 0
     """Optimizer steps done."""
     averages: dict[str, float] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class TrainingLoop:
         spec: the recipe.
         device: where the model is.
         average: averaged weights, or None.
-        on_step: called after every optimizer step.
+        on_step: called after every optimizer step that was not skipped.
     """
 
     def __init__(
@@ -88,16 +88,23 @@ class TrainingLoop:
         """
         self.model.train()
         self.loader.set_epoch(progress.epoch, start_batch=progress.batch)
-        started, waited, images = time.perf_counter(), 0.0, 0
-        tick = time.perf_counter()
-        for batch in self.loader:
-            waited += time.perf_counter() - tick
-            self._step(batch, progress)
-            images += len(batch)
-            tick = time.perf_counter()
-        seconds = time.perf_counter() - started
         sums = progress.averages
+        counted = asked = time.perf_counter()
+        for batch in self.loader:
+            got = time.perf_counter()
+            stepped = self._step(batch, progress)
+            # With the sums, because a resumed epoch is timed over all of its attempts.
+            done = time.perf_counter()
+            sums["seconds"] = sums.get("seconds", 0.0) + done - counted
+            sums["waited"] = sums.get("waited", 0.0) + got - asked
+            counted = done
+            if stepped:
+                self.on_step()
+            asked = time.perf_counter()
+        seconds = sums.pop("seconds", 0.0) + time.perf_counter() - counted
+        waited = sums.pop("waited", 0.0)
         metrics = {name: value / max(1, progress.batch) for name, value in sums.items()}
+        images = progress.batch * self.spec.batch_size
         metrics |= {
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/images_per_second": images / max(seconds, 1e-9),
@@ -108,8 +115,13 @@ class TrainingLoop:
         progress.epoch, progress.batch, progress.averages = progress.epoch + 1, 0, {}
         return metrics
 
-    def _step(self, batch: Batch, progress: Progress) -> None:
-        """One optimizer step: the gradient is that of the whole batch, whatever its parts."""
+    def _step(self, batch: Batch, progress: Progress) -> bool:
+        """One optimizer step: the gradient is that of the whole batch, whatever its parts.
+
+        Returns:
+            Whether the weights changed: a scaler skips a step whose scaled gradient overflows.
+        """
+        steps = progress.step
         boxes = sum(len(target["labels"]) for target in batch.targets)
         numbers: dict[str, float] = {}
         for part in batch.split(self.spec.accumulation):
@@ -120,7 +132,7 @@ class TrainingLoop:
         progress.batch += 1
         for name, number in numbers.items():
             progress.averages[name] = progress.averages.get(name, 0.0) + number
-        self.on_step()
+        return progress.step > steps
 
     def _backward(
         self, part: Batch, share: float, boxes: int, progress: Progress
@@ -157,15 +169,17 @@ class TrainingLoop:
         norm = float(
             torch.nn.utils.clip_grad_norm_(self._parameters, float("inf") if clip is None else clip)
         )
-        # A scaler skips such a step by itself, and lowers its scale.
-        if not math.isfinite(norm) and not self.scaler.is_enabled():
+        finite = math.isfinite(norm)
+        if not finite and not self.scaler.is_enabled():
             raise self._not_finite("the gradient", batch, progress)
+        # A scaler skips a step that is not finite by itself, and lowers its scale.
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        if self.average is not None:
-            self.average.update(self.model, progress.step)
+        if finite:
+            progress.step += 1
+            if self.average is not None:
+                self.average.update(self.model, progress.step)
         return norm
 
     def _not_finite(self, what: str, batch: Batch, progress: Progress) -> NonFiniteLossError:

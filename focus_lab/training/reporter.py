@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Protocol
 
 Metrics = dict[str, float]
@@ -31,8 +30,3 @@ class MemoryReporter:
 
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Nothing to keep."""
-
-
-def checkpoint_folder(folder: Path) -> Path:
-    """Where a trial keeps its checkpoints."""
-    return folder / "checkpoints"

@@ -18,6 +18,7 @@ def released(request, formula):
     return formula.fill(build_model(ModelSpec(), 80)).eval().to(request.param), request.param
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["H_r50_a", "H_r50_b", "H_r50_p"])
 def test_the_released_resnet50_model_is_reproduced(name, released, golden, formula):
     model, dtype = released

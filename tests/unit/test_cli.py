@@ -249,7 +249,7 @@ def test_a_place_that_cannot_be_written_is_told(
 def newer_store(home: Path) -> None:
     Store(f"sqlite:///{home / 'lab.db'}").close()
     with sqlite3.connect(home / "lab.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE focus_lab_version SET version_num = '9999'")
     connection.close()
 
 
@@ -300,7 +300,18 @@ def test_a_locked_store_is_told(
     assert "database is locked; close the process that locks it" in sentence(done)
 
 
+@pytest.mark.parametrize("words", [["report", "x"], ["status", "x"], ["ui", "x"], ["ui"]])
+def test_where_nothing_is_yet_that_is_told_and_nothing_is_made(
+    run: Callable[..., Done], tmp_path: Path, words: list[str]
+) -> None:
+    done = run(*words, "--out", tmp_path / "runs")
+    assert done.code == 2
+    assert "lab.db: there is none yet; run `focus-lab sweep FILE` first" in sentence(done)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unknown_experiment_is_told(run: Callable[..., Done], tmp_path: Path) -> None:
+    Store(f"sqlite:///{tmp_path / 'lab.db'}").close()
     done = run("report", "nothing", "--out", tmp_path)
     assert done.code == 2
     assert "experiment: no such name or id, got 'nothing'; known are none yet" in sentence(done)
@@ -351,6 +362,7 @@ def test_what_nobody_thought_of_is_one_line_and_debug_shows_more(
 def test_an_empty_lab_lists_nothing(run: Callable[..., Done], tmp_path: Path) -> None:
     assert run("list", "--out", tmp_path, "--json") == (0, "[]\n", "")
     assert "no experiments yet" in run("list", "--out", tmp_path).out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_plan_is_json_and_runs_nothing(

@@ -73,3 +73,15 @@ def test_an_objective_to_be_lowered_ranks_from_below(make_record):
     aps = {"a": {0: 0.2}, "base": {0: 0.3}}
     answer, _ = _find(make_record(aps, objectives={"cost/gflops": "min"}))
     assert answer.startswith("a has the lowest GFLOPs, 10.0")
+
+
+def test_a_cell_without_a_value_of_an_objective_is_not_called_beaten(make_record):
+    record = make_record({"a": {0: 0.4}, "b": {0: 0.2}, "base": {0: 0.3}})
+    trials = [
+        replace(t, curves={k: v for k, v in t.curves.items() if k != "cost/gflops"})
+        if t.cell == "b"
+        else t
+        for t in record.trials
+    ]
+    answer, _ = _find(replace(record, trials=tuple(trials)))
+    assert "no worse in the other: base; it cannot be told of b (GFLOPs not measured)." in answer

@@ -144,6 +144,17 @@ def test_what_would_misplace_boxes_is_an_error_that_names_the_place(tmp_path, ch
         read(tmp_path, **change)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../a.png", "sub/../../a.png"])
+def test_a_file_outside_the_image_folder_is_refused_with_its_entry(tmp_path, name):
+    images = [IMAGES[0], {**IMAGES[0], "id": 6, "file_name": name}]
+    with pytest.raises(DataError) as error:
+        read(tmp_path, images=images)
+    assert str(error.value) == (
+        f"{tmp_path}/instances.json: images[1].file_name: must lie inside the image folder, "
+        f"got {name!r}; write it relative to that folder, without `..`"
+    )
+
+
 def test_broken_json_is_reported_with_line_and_column(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text('{\n "images": [,]\n}')

@@ -26,9 +26,6 @@ SPEC = ShapesData(
     evaluation={"size": 24},
 )
 
-# Newer Pythons warn about forking a process that has threads; torch does so nonetheless.
-forks = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 
 def same(ours: Batch, theirs: Batch) -> bool:
     return (
@@ -53,17 +50,15 @@ def epoch(loader, number: int, start_batch: int = 0) -> list[Batch]:
     return list(loader)
 
 
-@forks
 @pytest.mark.parametrize("workers", [1, 2])
 def test_loader_processes_change_nothing(workers):
-    plain, forked = train_loader(), train_loader(workers)
+    plain, parallel = train_loader(), train_loader(workers)
     for number in (0, 1):
-        ours, theirs = epoch(plain, number), epoch(forked, number)
+        ours, theirs = epoch(plain, number), epoch(parallel, number)
         assert len(ours) == len(theirs) == len(plain) == 3
         assert all(map(same, ours, theirs))
 
 
-@forks
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_epoch_continues_as_the_uninterrupted_one(workers):
     whole = epoch(train_loader(), 4)
@@ -72,7 +67,13 @@ def test_a_resumed_epoch_continues_as_the_uninterrupted_one(workers):
     assert all(map(same, whole[1:], resumed))
 
 
-@forks
+def test_loader_processes_are_not_forked_from_this_one_which_has_threads():
+    loader = train_loader(workers=1)
+    epoch(loader, 0)
+    [process] = loader._batches._iterator._workers
+    assert type(process).__name__ == "ForkServerProcess"
+
+
 def test_an_abandoned_epoch_does_not_leak_into_the_next():
     loader = train_loader(workers=1)
     loader.set_epoch(0)
@@ -109,7 +110,6 @@ def test_every_worker_computes_its_part_of_the_global_batch():
             assert torch.equal(part.images, expected)
 
 
-@forks
 @pytest.mark.parametrize("workers", [0, 1])
 def test_loading_leaves_the_global_generator_alone(workers):
     before = torch.get_rng_state()
@@ -118,7 +118,6 @@ def test_loading_leaves_the_global_generator_alone(workers):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@forks
 def test_evaluation_takes_all_images_in_order_without_augmentation():
     dataset = build_dataset(SPEC, "val")
     plain = build_eval_loader(dataset, SPEC, batch_size=2)
@@ -136,7 +135,6 @@ def test_evaluation_of_some_images():
     assert [batch.image_ids for batch in loader] == [(4, 1), (2,)]
 
 
-@forks
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_arrives_as_the_sentence_it_is(
     write_folder, make_image, make_annotation, workers

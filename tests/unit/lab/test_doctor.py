@@ -65,6 +65,17 @@ def test_wrong_numbers_of_the_operation_are_found(
     assert "wrong numbers" in finding.state
 
 
+def test_where_nothing_is_yet_nothing_is_made(tmp_path: Path) -> None:
+    home = tmp_path / "a" / "runs"
+    [folder] = doctor._folder(home)
+    [stores] = doctor._stores(home)
+    assert folder.ok
+    assert "not made yet" in folder.state
+    assert stores.ok
+    assert stores.state == "none yet; the first sweep makes them"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_a_broken_store_is_found(tmp_path: Path) -> None:
     (tmp_path / "lab.db").write_text("this is a text " * 100)

@@ -225,7 +225,7 @@ def test_a_trial_that_somebody_else_changed_is_not_written_over(
 
     def taken_away(trial_id: str, listener: Listener) -> None:
         listener.started(trial_id)
-        bench.store.move(bench.store.trial(trial_id), C)
+        bench.store.move(bench.store.trials(made.id)[0], C)
         listener.succeeded(trial_id, HISTORY)
 
     with pytest.raises(StaleTrialError):
@@ -260,7 +260,7 @@ def test_manifest_and_samples_are_uploaded_before_a_trial_counts_as_done(
 
     class Watching(MemoryTracker):
         def log_files(self, run_id: str, folder: Path, name: str) -> None:
-            seen.append(bench.store.trial(trial.id).state)
+            seen.append(bench.store.trials(made.id)[0].state)
             super().log_files(run_id, folder, name)
 
     def script(trial_id: str, listener: Listener) -> None:

@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from focus_lab.errors import OutputError
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
-from focus_lab.lab.lab import Lab, _is_users, make_folder
+from focus_lab.lab.lab import Lab, _is_users, artifact_root, embedded_tracking_uri
 from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.store import LeaseHeldError, Store
 from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
+
+pytestmark = pytest.mark.slow  # trains, and draws reports
 
 MakeExperiment = Callable[..., ExperimentSpec]
 RATIO = "model.token_selection.keep_ratio"
@@ -148,6 +149,42 @@ def test_two_labs_live_in_one_process(
     second.store.close()
 
 
+def test_runs_that_the_tracker_does_not_have_are_said_and_the_rest_is_reported(
+    lab: Lab, spec: ExperimentSpec
+) -> None:
+    sweep(lab, spec)
+    tracker = lab.tracker
+    assert isinstance(tracker, MemoryTracker)
+    purged, kept = lab.result(lab.record("tiny"))["trials"]
+    del tracker.runs[purged["mlflow_run_id"]]
+    (lab.home / "tiny" / "latency.json").unlink()
+    sweep(lab, spec, Counting())
+    gone, there = lab.result(lab.record("tiny"))["trials"]
+    assert gone["status"] == "SUCCEEDED"
+    assert gone["metrics"] == {}
+    assert gone["message"].startswith("run: there is none, got")
+    assert there["metrics"]["coco/AP"] == kept["metrics"]["coco/AP"]
+    assert "there is none, got" in lab.page("tiny").read_text()
+
+
+def test_another_tracker_gets_no_report_of_trials_that_it_does_not_have(
+    lab: Lab, spec: ExperimentSpec
+) -> None:
+    sweep(lab, spec)
+    other = Lab(lab.store, MemoryTracker(), lab.home)
+    assert other.report("tiny").is_file()
+    assert other.tracker.reports == {}  # type: ignore[attr-defined]
+
+
+def test_files_of_experiments_go_beside_the_database_of_mlflow(tmp_path: Path) -> None:
+    home = tmp_path / "runs"
+    beside = (tmp_path / "db" / "mlartifacts").as_uri()
+    assert artifact_root(f"sqlite:///{tmp_path / 'db' / 'm.db'}", home) == beside
+    assert artifact_root(embedded_tracking_uri(home), home) == (home / "mlartifacts").as_uri()
+    assert artifact_root("postgresql://host/db", home) == (home / "mlartifacts").as_uri()
+    assert artifact_root("http://host:5000", home) is None
+
+
 def test_whose_fault_a_failure_is() -> None:
     assert _is_users("DataError")
     assert _is_users("WeightsError")
@@ -155,14 +192,6 @@ def test_whose_fault_a_failure_is() -> None:
     assert not _is_users("OutOfMemory")
     assert not _is_users("inspect")
     assert not _is_users(None)
-
-
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file/runs: cannot be written, got .*choose another"):
-        make_folder(tmp_path / "file" / "runs")
-    assert make_folder(tmp_path / "a" / "b").is_dir()
-    assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
 def test_jobs_carry_the_folder_of_their_trial(lab: Lab, spec: ExperimentSpec) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,11 +11,13 @@ import pytest
 
 from focus_lab.errors import StoreError
 from focus_lab.lab import lease as leases
-from focus_lab.lab.lease import Lease, is_dead
+from focus_lab.lab.lease import Lease, _machine, _started, is_dead
 from focus_lab.lab.store import Experiment, LeaseHeldError, Store
 
 Record = Callable[..., Experiment]
-HOST = socket.gethostname()
+HOST = _machine()
+OURS = f"{HOST}:{os.getpid()}:{_started(os.getpid())}:"
+PARENTS = f"{HOST}:{os.getppid()}:{_started(os.getppid())}:0a1b2c3d"
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def ended_process() -> int:
 def test_it_is_held_within_the_context_only(store: Store, record: Record) -> None:
     made = record(0.5)
     with Lease(store, made.id):
-        assert store.lease_owner(made.id) == f"{HOST}:{os.getpid()}"
+        assert store.lease_owner(made.id).startswith(OURS)  # type: ignore[union-attr]
     assert store.lease_owner(made.id) is None
 
 
@@ -44,12 +45,12 @@ def test_the_lease_of_a_killed_process_is_taken_at_once(
     store: Store, record: Record, ended_process: int
 ) -> None:
     made = record(0.5)
-    store.take_lease(made.id, f"{HOST}:{ended_process}", 3600, set())
+    store.take_lease(made.id, f"{HOST}:{ended_process}:5:0a1b2c3d", 3600, set())
     with Lease(store, made.id):
-        assert store.lease_owner(made.id) == f"{HOST}:{os.getpid()}"
+        assert store.lease_owner(made.id).startswith(OURS)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("owner", [f"{HOST}:{os.getppid()}", "another-host:1"])
+@pytest.mark.parametrize("owner", [PARENTS, "another-host:1:5:0a1b2c3d"])
 def test_the_lease_of_a_living_or_distant_process_is_respected(
     store: Store, record: Record, owner: str
 ) -> None:
@@ -61,11 +62,22 @@ def test_the_lease_of_a_living_or_distant_process_is_respected(
 
 
 def test_who_counts_as_dead(ended_process: int) -> None:
-    assert is_dead(f"{HOST}:{ended_process}")
-    assert is_dead(f"{HOST}:{os.getpid()}")
-    assert not is_dead(f"{HOST}:{os.getppid()}")
-    assert not is_dead(f"another-host:{ended_process}")
+    assert is_dead(f"{HOST}:{ended_process}:5:0a1b2c3d")
+    # Another process has got its number since.
+    assert is_dead(f"{HOST}:{os.getpid()}:5:0a1b2c3d")
+    assert not is_dead(f"{OURS}0a1b2c3d")
+    assert not is_dead(PARENTS)
+    assert not is_dead(f"another-host:{ended_process}:5:0a1b2c3d")
     assert not is_dead("nonsense")
+
+
+def test_two_labs_in_one_process_exclude_each_other(store: Store, record: Record) -> None:
+    made = record(0.5)
+    with Lease(store, made.id):
+        with pytest.raises(LeaseHeldError), Lease(store, made.id):
+            pass
+        assert store.lease_owner(made.id) is not None
+    assert store.lease_owner(made.id) is None
 
 
 def test_it_is_renewed_and_survives_a_locked_store(

@@ -17,6 +17,7 @@ from focus_lab.lab import store as stores
 from focus_lab.lab.states import TRANSITIONS, TrialState
 from focus_lab.lab.store import Experiment, LeaseHeldError, StaleTrialError, Store, Trial
 from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import plan
 
 P, R, S, F, C = TrialState
 Record = Callable[..., Experiment]
@@ -28,6 +29,12 @@ def bring(store: Store, trial: Trial, state: TrialState) -> Trial:
     for step in WAYS[state]:
         trial = store.move(trial, step)
     return trial
+
+
+def again(store: Store, trial: Trial) -> Trial:
+    """The trial as it is now."""
+    trials = store.trials(trial.experiment_id, planned_only=False)
+    return next(found for found in trials if found.id == trial.id)
 
 
 def test_a_recorded_experiment_is_read_back(store: Store, record: Record, tmp_path: Path) -> None:
@@ -43,7 +50,6 @@ def test_a_recorded_experiment_is_read_back(store: Store, record: Record, tmp_pa
         "keep_ratio=0.5-seed1",
     ]
     assert {trial.state for trial in trials} == {P}
-    assert store.trial(trials[0].id) == trials[0]
     assert trials[0].spec["model"]["token_selection"]["keep_ratio"] == 0.1
 
 
@@ -56,11 +62,11 @@ def test_the_table_of_transitions_is_obeyed(
         moved = store.move(trial, end)
         assert moved.state is end
         assert moved.version == trial.version + 1
-        assert store.trial(trial.id) == moved
+        assert again(store, trial) == moved
     else:
         with pytest.raises(ValueError, match=f"cannot go from {start} to {end}"):
             store.move(trial, end)
-        assert store.trial(trial.id) == trial
+        assert again(store, trial) == trial
 
 
 def test_nothing_leaves_succeeded() -> None:
@@ -74,7 +80,7 @@ def test_whoever_saw_an_older_version_is_refused(store: Store, record: Record) -
     with pytest.raises(StaleTrialError, match="another process changed it, got version 0"):
         store.move(seen, R)
     # Back in the same state, but not the same version.
-    store.move(store.trial(seen.id), P)
+    store.move(again(store, seen), P)
     with pytest.raises(StaleTrialError):
         store.move(seen, R)
 
@@ -84,13 +90,13 @@ def test_attempts_times_and_reasons_are_kept(store: Store, record: Record) -> No
     running = store.move(trial, R)
     assert running.attempts == 1
     assert running.started_at is not None
-    again = store.move(store.move(running, P), R)
-    assert again.attempts == 2
-    assert again.started_at == running.started_at
-    failed = store.move(again, F, failure="OutOfMemory", message="memory is exhausted")
+    second = store.move(store.move(running, P), R)
+    assert second.attempts == 2
+    assert second.started_at == running.started_at
+    failed = store.move(second, F, failure="OutOfMemory", message="memory is exhausted")
     assert (failed.failure, failed.message) == ("OutOfMemory", "memory is exhausted")
     assert failed.ended_at is not None
-    assert store.trial(trial.id) == failed
+    assert again(store, trial) == failed
 
 
 @settings(
@@ -107,7 +113,7 @@ def test_any_walk_of_two_drivers_leaves_what_the_winners_wrote(
     for _ in range(data.draw(st.integers(1, 12))):
         who = data.draw(st.integers(0, 1))
         if data.draw(st.booleans()):
-            views[who] = store.trial(start.id)
+            views[who] = again(store, start)
         goal = data.draw(st.sampled_from(TrialState))
         try:
             views[who] = truth = store.move(views[who], goal)
@@ -115,7 +121,7 @@ def test_any_walk_of_two_drivers_leaves_what_the_winners_wrote(
             assert goal not in TRANSITIONS[views[who].state]
         except StaleTrialError:
             assert views[who].version < truth.version
-    assert store.trial(start.id) == truth
+    assert again(store, start) == truth
 
 
 def test_recording_again_keeps_retries_adds_and_takes_out(store: Store, record: Record) -> None:
@@ -142,11 +148,21 @@ def test_recording_again_keeps_retries_adds_and_takes_out(store: Store, record: 
     assert [trial.id for trial in store.trials(again.id)] == [gone.id]
 
 
+def test_only_the_chosen_cells_are_tried_again(
+    store: Store, record: Record, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    made = record(0.1, 0.2)
+    for trial in store.trials(made.id):
+        bring(store, trial, F)
+    axes = {"model.token_selection.keep_ratio": [0.1, 0.2]}
+    spec = tiny_experiment(training={"epochs": 3}, sweep={"axes": axes})
+    store.record(spec, plan(spec), tmp_path, ["keep_ratio=0.2"])
+    assert [trial.state for trial in store.trials(made.id)] == [F, P]
+
+
 def test_compute_may_change_without_a_new_trial(
     store: Store, record: Record, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
 ) -> None:
-    from focus_lab.specs.plan import plan
-
     first = record(0.5)
     spec = tiny_experiment(
         training={"epochs": 3},
@@ -179,8 +195,6 @@ def test_an_unknown_name_lists_the_known_ones(store: Store, record: Record) -> N
     record(0.5, name="one")
     with pytest.raises(StoreError, match="got 'nothing'; known are one"):
         store.experiment("nothing")
-    with pytest.raises(StoreError, match="trial: no such id, got 'x'"):
-        store.trial("x")
 
 
 # Leases
@@ -264,7 +278,7 @@ def test_a_database_that_another_program_keeps_for_itself_is_said(
 
 def test_a_store_of_a_newer_version_is_said(tmp_path: Path, store: Store) -> None:
     with store._engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+        connection.execute(sa.text("UPDATE focus_lab_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match=r"was made by a newer focus_lab, got .*9999.*upgrade"):
         Store(f"sqlite:///{tmp_path / 'lab.db'}")
 
@@ -288,5 +302,37 @@ def test_two_stores_on_one_file_see_each_other(
     second = Store(f"sqlite:///{tmp_path / 'lab.db'}")
     trial = second.trials(made.id)[0]
     second.move(trial, R)
-    assert store.trial(trial.id).state is R
+    assert again(store, trial).state is R
     second.close()
+
+
+def test_a_store_lives_beside_mlflow_in_one_database(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "both.db") as other:
+        other.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        other.execute("INSERT INTO alembic_version VALUES ('mlflow')")
+        other.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+    other.close()
+    for _ in range(2):
+        opened = Store(f"sqlite:///{tmp_path / 'both.db'}")
+        assert opened.experiments() == []
+        with opened._engine.connect() as connection:
+            rows = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
+            assert rows.scalars().all() == ["mlflow"]
+        opened.close()
+
+
+def test_a_store_with_the_old_names_of_tables_goes_on(
+    tmp_path: Path, store: Store, record: Record
+) -> None:
+    made = record(0.1, 0.2)
+    trials = store.trials(made.id)
+    old = ("alembic_version", "experiments", "trials")
+    new = ("focus_lab_version", "focus_lab_experiments", "focus_lab_trials")
+    with store._engine.begin() as connection:
+        for before, after in zip(old, new, strict=True):
+            connection.execute(sa.text(f"ALTER TABLE {after} RENAME TO {before}"))
+    opened = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    assert opened.trials(made.id) == trials
+    assert set(sa.inspect(opened._engine).get_table_names()) == set(new)
+    opened.move(trials[0], R)
+    opened.close()

@@ -10,7 +10,7 @@ import pytest
 
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
-from focus_lab.lab.tracking import MemoryTracker, Tracker
+from focus_lab.lab.tracking import MemoryTracker, MissingRunError, Tracker
 
 Record = Callable[..., Experiment]
 
@@ -112,6 +112,17 @@ def test_every_call_may_be_repeated(
         tracker.log_files(run, tmp_path / "nowhere", "nothing")
         for state in (TrialState.PENDING, TrialState.SUCCEEDED):
             tracker.end_run(run, state)
+
+
+def test_a_run_that_is_not_there_is_said(tracker: Tracker) -> None:
+    for call in (
+        lambda: tracker.curves("0" * 32),
+        lambda: tracker.log_final("0" * 32, {"cost/latency_ms": 7.0}),
+        lambda: tracker.log_epoch("0" * 32, 1, {"coco/AP": 0.5}),
+        lambda: tracker.end_run("0" * 32, TrialState.FAILED),
+    ):
+        with pytest.raises(MissingRunError, match=r"0{32}"):
+            call()
 
 
 def test_a_report_goes_to_one_summary_run(

@@ -3,6 +3,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from focus_lab.errors import SpecError, WeightsError
@@ -95,6 +96,25 @@ def test_a_file_of_another_depth_is_refused_with_names(tmp_path):
         WeightsError, match=r"model.backbone.weights: tensors are missing.*layer1.2"
     ):
         build_backbone(spec)
+
+
+def test_weights_of_a_deeper_network_are_not_cut_to_fit(tmp_path):
+    torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path / "r34.pth")
+    spec = ResNetBackbone(kind="resnet", depth=18, weights=str(tmp_path / "r34.pth"))
+    with pytest.raises(WeightsError, match=r"deeper network, got layer1\.2\.conv1\.weight"):
+        build_backbone(spec)
+
+
+def test_stages_that_the_extractor_does_not_have_are_left_out(tmp_path):
+    classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    torch.save(classifier.state_dict(), tmp_path / "c.pth")
+    spec = TimmBackbone(
+        kind="timm",
+        name="tf_efficientnet_lite0",
+        out_indices=(1, 2),
+        weights=str(tmp_path / "c.pth"),
+    )
+    assert build_backbone(spec).strides == (4, 8)
 
 
 def test_a_timm_file_loads_into_an_extractor_with_flattened_names(tmp_path):

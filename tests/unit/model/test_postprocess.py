@@ -49,13 +49,6 @@ def test_empty_boxes_are_dropped():
     assert len(found.boxes_xyxy) == 1
 
 
-def test_boxes_of_a_padded_canvas_are_scaled_as_the_image_was():
-    logits = torch.zeros(1, 1, 1)
-    boxes = torch.tensor([[[0.25, 0.25, 0.5, 0.5]]])
-    (found,) = postprocess(logits, boxes, [(50, 40)], [(100, 80)], 1, canvas=(80, 80))
-    assert torch.allclose(found.boxes_xyxy, torch.tensor([[0.0, 0.0, 80.0, 80.0]]))
-
-
 def test_half_precision_predictions_give_float32_detections():
     logits, boxes = predictions()
     found = postprocess(logits.half(), boxes.half(), [(10, 10)] * 2, [(999, 999)] * 2, 4)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from focus_lab.errors import WeightsError
-from focus_lab.model.weight_files import load_weights, read_weights
+from focus_lab.model.weight_files import load_weights, read_weights, weights_digest
 
 STATE = {"weight": torch.ones(2, 3), "bias": torch.zeros(2)}
 
@@ -45,6 +45,22 @@ def test_broken_and_missing_files_are_named(tmp_path):
             read_weights(str(tmp_path / name))
     with pytest.raises(WeightsError, match="no such file"):
         read_weights(str(tmp_path / "absent.pth"))
+
+
+@pytest.mark.parametrize("garbage", [b"", b"\x80", b"\x80\x02.", b".", b"0.", b"PK\x03\x04", b"e."])
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_garbage_of_any_kind_is_a_sentence(tmp_path, garbage, name):
+    (tmp_path / name).write_bytes(garbage)
+    with pytest.raises(WeightsError, match="cannot be read as tensors"):
+        read_weights(str(tmp_path / name))
+
+
+def test_the_digest_of_weights_is_that_of_their_file(tmp_path):
+    torch.save(STATE, tmp_path / "w.pth")
+    first = weights_digest(str(tmp_path / "w.pth"))
+    assert first == weights_digest(str(tmp_path / "w.pth"))
+    torch.save({"weight": torch.ones(1)}, tmp_path / "w.pth")
+    assert weights_digest(str(tmp_path / "w.pth")) != first
 
 
 def test_files_without_tensors_are_refused(tmp_path):

@@ -120,3 +120,13 @@ def test_an_override_through_a_number_is_refused() -> None:
 
 def test_decimals_stay_decimals() -> None:
     assert parse("ratio: 0.7", "x").content["ratio"] == 0.7
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1E4", "-2.5e+3", ".5e1", "1.e2"])
+def test_decimals_with_an_exponent_are_numbers_in_files_and_settings(text: str) -> None:
+    assert parse(f"lr: {text}", "a.yaml").content == {"lr": float(text)}
+    assert with_overrides(Document({}), [f"lr={text}"]).content == {"lr": float(text)}
+
+
+def test_a_text_that_only_looks_like_a_decimal_stays_a_text() -> None:
+    assert parse("name: 1e\nother: '1e-4'", "a.yaml").content == {"name": "1e", "other": "1e-4"}

@@ -63,10 +63,71 @@ def test_all_mistakes_of_a_spec_come_at_once_with_file_and_line(tmp_path: Path) 
             "name: a\ndata: {kind: shapes}\nmodel: {token_selection: {scoring: {kind: dense}}}",
             "`dense` refines all tokens",
         ),
+        (
+            "name: a\ndata: {kind: shapes}\nobjectives: {coco/Ap: max}",
+            "spec.yaml:3: objectives: no trial has such a metric, got 'coco/Ap'; "
+            "did you mean coco/AP?",
+        ),
+        ("name: a\ndata: {kind: shapes}\nobjectives: {gflops: min}", "did you mean cost/gflops?"),
+        ("name: a\ndata: {kind: shapes}\nobjectives: {zzz: min}", "known are coco/AP, "),
+        (
+            "name: a\ndata: {kind: shapes}\n"
+            "sweep: {axes: {training.epochs: [1, 2]}, search: {kind: random, samples: 3}}",
+            "sweep.search.samples: must be at most the number of combinations of sweep.axes, "
+            "got 3; there are 2",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\nsweep: {search: {kind: random, samples: 3}}",
+            "got 3; there are 0",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     assert any(sentence in problem for problem in problems(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("training.epochs=true", "training.epochs: must be a whole number, got True"),
+        ("training.epochs='3'", "training.epochs: must be a whole number, got '3'"),
+        ("training.epochs=3.0", "training.epochs: must be a whole number, got 3.0"),
+        ("training.optimizer.lr='1'", "training.optimizer.lr: must be a number, got '1'"),
+        ("training.optimizer.lr=true", "training.optimizer.lr: must be a number, got True"),
+        ("training.optimizer.clip_norm=true", "clip_norm: must be a number, got True"),
+        ("training.ema.enabled=1", "training.ema.enabled: must be true or false, got 1"),
+        ("training.ema.enabled='yes'", "training.ema.enabled: must be true or false, got 'yes'"),
+        ("description=3", "description: must be a text, got 3"),
+        ("data.objects=[true, 3]", "data.objects.0: must be a whole number, got True"),
+        ("data.objects=3", "data.objects: must be a list, got 3"),
+        ("sweep.seeds=['0']", "sweep.seeds.0: must be a whole number, got '0'"),
+        (
+            "model.foreground_targets.size_ranges=[['1', 2]]",
+            "model.foreground_targets.size_ranges.0.0: must be a number, got '1'",
+        ),
+    ],
+)
+def test_a_value_of_another_type_is_not_converted(
+    tmp_path: Path, setting: str, sentence: str
+) -> None:
+    found = problems(tmp_path, "name: a\ndata: {kind: shapes}", setting)
+    assert found[0].endswith(sentence)
+
+
+def test_whole_numbers_stand_for_decimal_ones_and_lists_for_tuples(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        "name: a\n"
+        "data: {kind: shapes, image_size: [64, 64], objects: [1, 2], object_size: [8, 16]}\n"
+        "training: {optimizer: {lr: 1, betas: [0, 0.9]}, schedule: {kind: step, milestones: [1]}}\n"
+        "model: {foreground_targets: {size_ranges: [[0, 1], [1, 2], [2, 3], [3, 4]]}}\n"
+    )
+    spec, _ = load_experiment(path)
+    assert spec.training.optimizer.lr == 1
+    assert spec.data.image_size == (64, 64)
+    # What is stored, and what a client sends, is JSON.
+    assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
+    assert type(spec).model_validate_json(spec.model_dump_json()) == spec
 
 
 def test_errors_survive_pickling(tmp_path: Path) -> None:

@@ -97,14 +97,11 @@ def test_an_axis_over_kinds_replaces_the_mapping() -> None:
     assert made.cells[1].spec.model.backbone.kind == "residual"
 
 
-def test_random_search_takes_no_more_than_there_is() -> None:
-    search = {"kind": "random", "samples": 100}
+def test_random_search_draws_as_many_points_as_asked() -> None:
+    search = {"kind": "random", "samples": 2}
     made = plan(experiment(axes={RATIO: [0.1, 0.2, 0.3]}, search=search))
-    assert sorted(cell.name for cell in made.cells) == [
-        "keep_ratio=0.1",
-        "keep_ratio=0.2",
-        "keep_ratio=0.3",
-    ]
+    assert len({cell.name for cell in made.cells}) == 2
+    assert plan(experiment(axes={RATIO: [0.1, 0.2, 0.3]}, search=search)) == made
 
 
 def test_an_unknown_baseline_is_refused() -> None:

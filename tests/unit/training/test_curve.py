@@ -11,7 +11,8 @@ from focus_lab.errors import SpecError, WeightsError
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.curve import evaluate_checkpoint
 from focus_lab.training.fit import TrialResult, fit
-from focus_lab.training.reporter import MemoryReporter, checkpoint_folder
+from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.reporter import MemoryReporter
 
 MakeTrial = Callable[..., TrialSpec]
 

@@ -15,10 +15,12 @@ from focus_lab.errors import DataError, EffectiveSpecError, OutputError, Weights
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.specs.experiment import TrialSpec
+from focus_lab.specs.metrics import is_metric
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
-from focus_lab.training.reporter import MemoryReporter, Metrics, checkpoint_folder
+from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.reporter import MemoryReporter, Metrics
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -227,6 +229,7 @@ def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path:
         "coco/AP", "coco/AR", "cost/gflops", "cost/encoder_gflops", "cost/params", "loss/total",
         "tokens/kept", "tokens/foreground_recall", "cost/gmacs_800x1333", "train/lr",
     } <= set(result.metrics)  # fmt: skip
+    assert [name for name in result.metrics if not is_metric(name)] == []
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["fingerprint"] == spec.fingerprint
     assert manifest["effective_token_selection"] == {"keep_ratio": 0.5, "cascade": [1.0]}
@@ -273,7 +276,7 @@ def test_the_folder_of_another_trial_is_refused(tiny_trial: MakeTrial, tmp_path:
 
 def test_a_folder_that_cannot_be_written_is_said(tiny_trial: MakeTrial, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OutputError, match=r"file/trial: cannot be written, got .*; choose --out"):
+    with pytest.raises(OutputError, match=r"file/trial: cannot be written, got .*; choose an"):
         fit(tiny_trial(), MemoryReporter(), tmp_path / "file" / "trial")
 
 
@@ -310,7 +313,7 @@ def test_a_trial_does_not_go_on_with_other_images(tiny_trial: MakeTrial, tmp_pat
     with pytest.raises(KilledError):
         fit(spec, Killer(epoch=1), tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest["data"]["val"]["digest"] = "0" * 64
+    manifest["inputs"]["data.val"] = "0" * 64
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"data\.val: has changed since the trial began"):
+    with pytest.raises(DataError, match=r"data\.val: has changed since the trial in .* began"):
         fit(spec, MemoryReporter(), tmp_path)

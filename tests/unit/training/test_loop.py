@@ -15,6 +15,7 @@ from focus_lab.errors import NonFiniteLossError
 from focus_lab.model.criterion import Criterion, build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training.average import WeightAverage
 from focus_lab.training.loop import Progress, TrainingLoop
 from focus_lab.training.optimization import LearningRate, build_optimizer
 
@@ -174,6 +175,44 @@ def test_reduced_precision_trains(tiny_trial: MakeTrial, precision: str) -> None
     exact = make_loop(tiny_trial(data=size))[0].run_epoch(Progress())
     assert metrics["loss/total"] == pytest.approx(exact["loss/total"], rel=0.2)
     assert any(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_a_step_that_the_scaler_skips_moves_neither_schedule_nor_average(
+    tiny_trial: MakeTrial,
+) -> None:
+    size = {"image_size": [64, 64], "num_train": 32}
+    ema = {"enabled": True, "decay": 0.9, "warmup_steps": 0}
+    spec = tiny_trial(data=size, training={"precision": "fp16", "ema": ema})
+    called: list[int] = []
+    progress = Progress()
+    loop, model = make_loop(spec, lambda: called.append(progress.step))
+    loop.average = WeightAverage(model, spec.training.ema)
+    start = loop.average.state["class_heads.0.weight"].clone()
+    # So large that the first scaled gradients overflow; each skipped step halves it.
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    rates: list[int] = []
+    original = loop.learning_rate.set_step
+    loop.learning_rate.set_step = lambda step: rates.append(step) or original(step)  # type: ignore[func-returns-value,method-assign]
+    loop.run_epoch(progress)
+    assert progress.step == 0
+    assert rates == [0] * 8
+    assert called == []
+    assert torch.equal(loop.average.state["class_heads.0.weight"], start)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    loop.run_epoch(progress)
+    assert progress.step == 8
+    assert called == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert not torch.equal(loop.average.state["class_heads.0.weight"], start)
+
+
+def test_the_time_of_an_epoch_is_that_of_all_its_attempts(tiny_trial: MakeTrial) -> None:
+    progress = Progress(batch=1, step=1, averages={"seconds": 100.0, "waited": 50.0})
+    metrics = make_loop(tiny_trial())[0].run_epoch(progress)
+    assert 100 < metrics["train/seconds"] < 130
+    assert metrics["train/data_share"] == pytest.approx(0.5, abs=0.15)
+    assert metrics["train/images_per_second"] == pytest.approx(8 / metrics["train/seconds"])
+    assert not {"seconds", "waited"} & set(metrics)
+    assert progress.averages == {}
 
 
 def test_batches_without_boxes_train(tiny_trial: MakeTrial) -> None:

@@ -14,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     """Apply."""
     op.create_table(
-        "experiments",
+        "focus_lab_experiments",
         sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("name", sa.String(63), nullable=False, unique=True),
         sa.Column("spec", sa.JSON(), nullable=False),
@@ -25,9 +25,14 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.DateTime(timezone=True)),
     )
     op.create_table(
-        "trials",
+        "focus_lab_trials",
         sa.Column("id", sa.String(32), primary_key=True),
-        sa.Column("experiment_id", sa.String(32), sa.ForeignKey("experiments.id"), nullable=False),
+        sa.Column(
+            "experiment_id",
+            sa.String(32),
+            sa.ForeignKey("focus_lab_experiments.id"),
+            nullable=False,
+        ),
         sa.Column("fingerprint", sa.String(64), nullable=False),
         sa.Column("cell", sa.Text(), nullable=False),
         sa.Column("seed", sa.Integer(), nullable=False),
@@ -47,10 +52,10 @@ def upgrade() -> None:
             "experiment_id", "fingerprint", name="uq_trials_experiment_fingerprint"
         ),
     )
-    op.create_index("ix_trials_experiment_state", "trials", ["experiment_id", "state"])
+    op.create_index("ix_trials_experiment_state", "focus_lab_trials", ["experiment_id", "state"])
 
 
 def downgrade() -> None:
     """Take back."""
-    op.drop_table("trials")
-    op.drop_table("experiments")
+    op.drop_table("focus_lab_trials")
+    op.drop_table("focus_lab_experiments")
