@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
 from focus_lab.model.feature_levels import FeatureLevels, host_tensor, on_every_level
 from focus_lab.model.feed_forward import FeedForward
+from focus_lab.model.memory_order import memory_order
 from focus_lab.model.output import SelectedTokens
 from focus_lab.model.precision import at_least_float32, without_autocast
 from focus_lab.model.self_attention import SelfAttention
@@ -171,16 +172,18 @@ class Encoder(nn.Module):
         """
         widths_heights = levels.widths_heights()
         references = on_every_level(levels.centers(), levels.valid_ratios())
+        first: Tensor | None = None
         if selection is None:
             current, constants = tokens, EncoderTokens(positions, references, None)
             may_update = None
         else:
-            first = selection.indices[0]
+            order = memory_order(selection)
+            first = selection.indices[0].gather(1, order)
             current = take_tokens(tokens, first)
             constants = EncoderTokens(
                 take_tokens(positions, first),
                 take_tokens(references, first),
-                None if self.dual_attention_tokens is None else selection.scores,
+                None if self.dual_attention_tokens is None else selection.scores.gather(1, order),
             )
             may_update = _may_update(selection, tokens.device)
 
@@ -212,9 +215,9 @@ class Encoder(nn.Module):
             )
             current = refined if may_update is None else torch.where(may_update, refined, current)
             if self.value_source == "updated_tokens":
-                memory = _written(memory, selection, current)
+                memory = _written(memory, first, current)
         if self.value_source == "neck_features":
-            memory = _written(tokens, selection, torch.cat((current, *reversed(finished)), dim=1))
+            memory = _written(tokens, first, torch.cat((current, *reversed(finished)), dim=1))
         return memory
 
     def _fine_grained(
@@ -244,8 +247,8 @@ def _may_update(selection: SelectedTokens, device: torch.device) -> Tensor | Non
     return (torch.arange(longest, device=device) < budgets[:, None]).unsqueeze(-1)
 
 
-def _written(memory: Tensor, selection: SelectedTokens | None, rows: Tensor) -> Tensor:
-    """`memory` with the best-scored tokens replaced by `rows`; all of them without a selection."""
-    if selection is None:
+def _written(memory: Tensor, indices: Tensor | None, rows: Tensor) -> Tensor:
+    """`memory` with its first chosen tokens replaced by `rows`; all of them without a choice."""
+    if indices is None:
         return rows
-    return put_tokens(memory, selection.indices[0][:, : rows.shape[1]], rows)
+    return put_tokens(memory, indices[:, : rows.shape[1]], rows)

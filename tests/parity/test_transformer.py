@@ -5,6 +5,7 @@ import torch
 
 from focus_lab.model.feature_levels import FeatureLevels
 from focus_lab.model.focus_detr import build_model
+from focus_lab.model.memory_order import memory_order
 from focus_lab.specs.model import ModelSpec
 
 
@@ -30,7 +31,7 @@ def detected(request, golden, formula):
     seen = {"layers": [], "fine_grained": []}
 
     def record_layer(_, inputs, output):
-        seen["layers"].append(output[:, :16])
+        seen["layers"].append(output)
         seen["fine_grained"].append(inputs[2])
 
     for layer in model.encoder.layers:
@@ -54,15 +55,20 @@ def test_selections_equal_the_release(detected):
     assert selection.budgets == tuple(fixture.tensors["focus_token_nums"].tolist())
     for layer, indices in enumerate(selection.indices):
         assert torch.equal(indices, fixture.tensors[f"indices_layer{layer}"].long())
-        chosen = indices.gather(1, seen["fine_grained"][layer])
+        worked_on = indices.gather(1, memory_order(selection)[:, : indices.shape[1]])
+        chosen = worked_on.gather(1, seen["fine_grained"][layer])
         assert torch.equal(chosen, fixture.tensors[f"dual_attention_tokens_layer{layer}"].long())
     assert torch.equal(seen["proposals"].indices, fixture.tensors["topk_proposals"].long())
 
 
 def test_every_encoder_layer_matches_the_release(detected):
-    fixture, seen, _ = detected
-    for layer, output in enumerate(seen["layers"]):
-        fixture.check(f"enc_layer{layer}_first16", output, atol=1e-5)
+    fixture, seen, output = detected
+    order = memory_order(output["token_selection"])
+    for layer, tokens in enumerate(seen["layers"]):
+        # The release keeps tokens by falling score, ours follow each other in the image.
+        where = order[:, : tokens.shape[1], None].expand_as(tokens)
+        by_score = torch.zeros_like(tokens).scatter(1, where, tokens)
+        fixture.check(f"enc_layer{layer}_first16", by_score[:, :16], atol=1e-5)
     fixture.check("memory", seen["encoder"][:, ::3], atol=1e-5)
 
 
