@@ -366,6 +366,36 @@ def bench_lab(
     out.print(table)
 
 
+@bench_app.command("ops")
+def bench_ops(
+    cases: Annotated[
+        str, typer.Option(metavar="A,B", help="Names of cases, or their beginnings; none: all.")
+    ] = "",
+    dtypes: Annotated[
+        str, typer.Option(metavar="A,B", help="float32, bfloat16, float16.")
+    ] = "float32,bfloat16",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    rounds: Annotated[int | None, typer.Option(help="How often each is timed.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the CPU.")] = None,
+    compile_reference: Annotated[
+        bool, typer.Option("--compile-reference", help="Also the reference by torch.compile.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """The compiled deformable attention against the reference and every installed peer."""
+    from focus_lab.ops.bench import as_text, split
+    from focus_lab.ops.bench import bench_ops as bench
+
+    result = bench(
+        device, split(cases), split(dtypes), rounds, threads, compile_reference,
+        lambda text: talk.print(text),
+    )  # fmt: skip
+    if as_json:
+        _print_json(result)
+    else:
+        out.print(as_text(result), soft_wrap=True)
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released Focus-DETR checkpoint.")],

@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focus_lab.errors import FocusLabError
 from focus_lab.lab.lab import open_lab
 from focus_lab.lab.store import NoStoreError
 from focus_lab.training.folder import make_folder
+
+if TYPE_CHECKING:
+    from focus_lab.ops import LibraryState
 
 _LEAST_FREE_GIB = 2
 
@@ -74,20 +78,44 @@ def _gpu(home: Path) -> Iterator[Finding]:
 
 
 def _op(home: Path) -> Iterator[Finding]:
+    """Whether the operators were compiled, and whether they give the reference's numbers."""
     import torch
 
-    from focus_lab.ops import deformable_attention
+    from focus_lab.ops import deformable_attention, library_state
 
+    state = library_state()
+    subject = "deformable attention"
+    if not state.ok:
+        # Missing is slow; what is out of date or broken stops every training.
+        missing = state.status == "missing"
+        now = "the reference (plain PyTorch) is active" if missing else "nothing can train"
+        yield Finding(subject, missing, f"{now}: {state.reason}", state.remedy)
+        return
     shapes = ((4, 6), (2, 3))
     generator = torch.Generator().manual_seed(0)
     value = torch.rand(1, 30, 2, 4, generator=generator)
-    # Weights that sum to one over constant values must give the constant back, inside the image.
-    locations = torch.rand(1, 5, 2, 2, 3, 2, generator=generator) * 0.4 + 0.3
-    weights = torch.full((1, 5, 2, 2, 3), 1 / 6)
-    out = deformable_attention(torch.ones_like(value), shapes, locations, weights)
-    ok = bool(torch.allclose(out, torch.ones_like(out), atol=1e-6))
-    state = "reference (plain PyTorch) is active" if ok else "reference gives wrong numbers"
-    yield Finding("deformable attention", ok, state, "" if ok else "install torch again")
+    locations = torch.rand(1, 5, 2, 2, 3, 2, generator=generator) * 1.4 - 0.2
+    weights = torch.rand(1, 5, 2, 2, 3, generator=generator)
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() and _built_for_cuda(state) else ["cpu"]
+    for device in devices:
+        inputs = (value.to(device), shapes, locations.to(device), weights.to(device))
+        compiled = deformable_attention(*inputs, implementation="compiled")
+        ok = torch.allclose(compiled, deformable_attention(*inputs), atol=1e-6)
+        built = f"torch {state.build['torch']}, CUDA {state.build['cuda']}"
+        found = "compiled, equals the reference" if ok else "compiled, but gives wrong numbers"
+        remedy = "" if ok else f"report it, and set model.ops.implementation: reference on {device}"
+        yield Finding(f"{subject} ({device})", ok, f"{found} (built with {built})", remedy)
+    if torch.cuda.is_available() and not _built_for_cuda(state):
+        yield Finding(
+            f"{subject} (cuda)",
+            False,
+            "built without CUDA kernels",
+            "install the CUDA toolkit (nvcc) and build again: python csrc/build.py",
+        )
+
+
+def _built_for_cuda(state: LibraryState) -> bool:
+    return bool(state.build["cuda"] != "none")
 
 
 def _folder(home: Path) -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from focus_lab.errors import StoreError, TrackerError
 from focus_lab.lab.executor import Executor, Failure, TrialJob
@@ -118,6 +119,7 @@ class _Listener:
         self._trials: dict[str, Trial] = {}
         self._waiting: set[str] = set()
         self._first_epoch_due: set[str] = set()
+        self._noted = False
         self._on_last_start = on_last_start
 
     def add(self, trial: Trial) -> None:
@@ -148,10 +150,24 @@ class _Listener:
             # A trial that goes on from a checkpoint says where it came in by its first epoch.
             self._first_epoch_due.remove(trial_id)
             shown.first_epoch = epoch - 1
+            self._note_reference_operators(trial_id)
         shown.epoch = epoch
         shown.loss = metrics.get("loss/total", shown.loss)
         shown.ap = metrics.get("coco/AP", shown.ap)
         self._progress.changed(shown, f"epoch {epoch}/{shown.epochs}")
+
+    def _note_reference_operators(self, trial_id: str) -> None:
+        """Say once that a worker has no compiled operators: it is much slower for it."""
+        if self._noted:
+            return
+        wanted = self._trials[trial_id].spec["model"]["ops"]["implementation"]
+        manifest = _read_manifest(self._progress.trials[trial_id].folder)
+        if wanted == "auto" and manifest.get("ops_implementation") == "reference":
+            self._noted = True
+            self._progress.note(
+                "operators are not compiled for this machine, the slower reference is used; "
+                "see `focus-lab doctor` for the remedy"
+            )
 
     def succeeded(self, trial_id: str, history: list[tuple[int, dict[str, float]]]) -> None:
         """Log what is missing, upload the files, then call it done.
@@ -162,9 +178,8 @@ class _Listener:
         run_id, shown = _run_id(trial), self._progress.trials[trial_id]
         for epoch, metrics in history:
             self._tracker.log_epoch(run_id, epoch, metrics)
-        manifest = shown.folder / MANIFEST
-        if manifest.is_file():
-            self._tracker.log_manifest(run_id, json.loads(manifest.read_text()))
+        if manifest := _read_manifest(shown.folder):
+            self._tracker.log_manifest(run_id, manifest)
         self._tracker.log_files(run_id, shown.folder / SAMPLES, SAMPLES)
         self._tracker.end_run(run_id, TrialState.SUCCEEDED)
         self._move(trial, TrialState.SUCCEEDED)
@@ -199,6 +214,15 @@ class _Listener:
 
     def _move(self, trial: Trial, state: TrialState) -> None:
         self._trials[trial.id] = self._store.move(trial, state)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The trial's manifest; empty before there is one."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    manifest: dict[str, Any] = json.loads(path.read_text())
+    return manifest
 
 
 def _run_id(trial: Trial) -> str:

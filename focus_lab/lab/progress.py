@@ -74,6 +74,9 @@ class Progress(Protocol):
     def changed(self, trial: TrialProgress, event: str) -> None:
         """Something worth a line happened to a trial."""
 
+    def note(self, text: str) -> None:
+        """Say something about the experiment."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *_: object) -> None: ...
@@ -96,6 +99,10 @@ class PlainProgress:
             if left := time_left(list(self.trials.values()), self.concurrent):
                 parts.append(f"about {duration(left)} to go in all")
         self.console.print("  ".join(parts), highlight=False, markup=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print it."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def __enter__(self) -> Self:
         """Nothing to open."""
@@ -122,6 +129,10 @@ class LiveProgress:
         """Drawn at the next refresh; failures stay above the table."""
         if trial.state == "FAILED":
             self.console.print(f"{trial.name}: {trial.message}", markup=False)
+
+    def note(self, text: str) -> None:
+        """Print it above the table."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False, header_style="bold")

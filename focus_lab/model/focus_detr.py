@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from focus_lab.model.backbone import Backbone, ResidualFeatures, ResNetFeatures, TimmFeatures
 from focus_lab.model.decoder import Decoder, DecoderLayer
+from focus_lab.model.deformable_attention import DeformableAttention
 from focus_lab.model.denoising import DenoisingBatch, DenoisingQueries
 from focus_lab.model.encoder import Encoder, EncoderLayer
 from focus_lab.model.feature_levels import FeatureLevels, flatten_levels
@@ -28,6 +29,7 @@ from focus_lab.model.proposals import Proposals, QueryStart
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.model.tokens import take_tokens
 from focus_lab.model.weight_files import load_backbone_weights, read_weights
+from focus_lab.ops import Implementation, choose_implementation
 
 if TYPE_CHECKING:
     from focus_lab.specs.model import Backbone as BackboneSpec
@@ -87,6 +89,11 @@ class FocusDETR(nn.Module):
         self.box_heads = nn.ModuleList(box_heads)
         self.denoising = denoising
         self.mask_padding_in_evaluation = mask_padding_in_evaluation
+
+    @property
+    def implementation(self) -> Implementation:
+        """How deformable attention is carried out."""
+        return next(m.implementation for m in self.modules() if isinstance(m, DeformableAttention))
 
     @property
     def effective_token_selection(self) -> EffectiveTokenSelection:
@@ -236,7 +243,9 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
     Raises:
         SpecError: when the backbone cannot be built.
         WeightsError: when its weights do not fit.
+        CompiledOpError: when the compiled operators are asked for and cannot be used.
     """
+    implementation = choose_implementation(spec.ops.implementation)
     width, selection, dual = spec.hidden_dim, spec.token_selection, spec.dual_attention
     backbone = build_backbone(spec.backbone, load=load_backbone)
     neck = Neck(
@@ -259,7 +268,7 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
                 *layer,
                 dual_attention=dual.enabled,
                 dropout=spec.dropout,
-                implementation=spec.ops.implementation,
+                implementation=implementation,
             )
             for _ in range(spec.num_encoder_layers)
         ],
@@ -269,7 +278,7 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
     )
     decoder = Decoder(
         [
-            DecoderLayer(*layer, dropout=spec.dropout, implementation=spec.ops.implementation)
+            DecoderLayer(*layer, dropout=spec.dropout, implementation=implementation)
             for _ in range(spec.num_decoder_layers)
         ],
         width,

@@ -4,17 +4,56 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor
 
+from focus_lab.ops.compiled import (
+    CompiledOpError,
+    LibraryState,
+    compiled_deformable_attention,
+    library_state,
+    load,
+)
 from focus_lab.ops.reference import reference_deformable_attention
 
-__all__ = ["Implementation", "LevelShapes", "deformable_attention"]
+__all__ = [
+    "CompiledOpError",
+    "Implementation",
+    "LevelShapes",
+    "LibraryState",
+    "choose_implementation",
+    "deformable_attention",
+    "library_state",
+    "load",
+]
 
-Implementation: TypeAlias = Literal["reference"]
+Implementation: TypeAlias = Literal["reference", "compiled"]
 """How the operation is carried out; chosen by the caller, never swapped silently."""
 
 LevelShapes: TypeAlias = tuple[tuple[int, int], ...]
 """(height, width) of each feature level, fine to coarse; host integers, never a device tensor."""
+
+
+def choose_implementation(wanted: Literal["auto", "compiled", "reference"]) -> Implementation:
+    """The implementation that a wish comes to here, ready to use.
+
+    Args:
+        wanted: `auto` takes the compiled one where it is built, and the reference where it is not,
+            or has no CUDA kernels though there is a GPU.
+
+    Raises:
+        CompiledOpError: the compiled one is asked for and not built; or it is built, but out of
+            date or broken: that is a mistake to mend, not a machine without a compiler.
+    """
+    if wanted == "reference":
+        return "reference"
+    if wanted == "auto":
+        state = library_state()
+        lacks_cuda = state.ok and state.build["cuda"] == "none" and torch.cuda.is_available()
+        if state.status == "missing" or lacks_cuda:
+            return "reference"
+    load()
+    return "compiled"
 
 
 def deformable_attention(
@@ -43,6 +82,7 @@ def deformable_attention(
 
     Raises:
         ValueError: when the shapes contradict each other or the implementation is unknown.
+        CompiledOpError: when the compiled implementation is asked for and cannot be used.
     """
     tokens = sum(height * width for height, width in spatial_shapes)
     if value.shape[1] != tokens or locations.shape[3] != len(spatial_shapes):
@@ -51,6 +91,8 @@ def deformable_attention(
             f"value {tuple(value.shape)} and locations {tuple(locations.shape)}; "
             f"{tokens} tokens are needed"
         )
+    if implementation == "compiled":
+        return compiled_deformable_attention(value, spatial_shapes, locations, weights)
     if implementation == "reference":
         return reference_deformable_attention(value, spatial_shapes, locations, weights)
     raise ValueError(

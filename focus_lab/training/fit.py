@@ -18,6 +18,7 @@ from focus_lab.errors import EffectiveSpecError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.model.weight_files import weights_digest
+from focus_lab.ops import library_state
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
@@ -329,7 +330,8 @@ def _manifest(
         "fingerprint": spec.fingerprint,
         "seed": spec.seed,
         "effective_token_selection": model.effective_token_selection,
-        "ops_implementation": spec.model.ops.implementation,
+        "ops_implementation": model.implementation,
+        "ops_build": library_state().build if model.implementation == "compiled" else None,
         "inputs": input_digests(spec, train_set, val_set),
         "data": {
             split: {

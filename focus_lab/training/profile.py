@@ -66,6 +66,7 @@ def profile_model(spec: TrialSpec, repeats: int = 20) -> dict[str, Any]:
                 f"median {latency.median_ms:.1f} ms, p95 {latency.p95_ms:.1f} ms, batch 1, "
                 f"{height} x {width}, {repeats} passes, {name}"
             ),
+            "deformable attention": model.implementation,
             "peak memory": f"{peak_memory_mib(device):.0f} MiB",
             "counting": "1 multiply-add = 1 MAC = 2 FLOPs; sampling, top-k, gather, norms count 0",
         },

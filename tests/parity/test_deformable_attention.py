@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
-from focus_lab.ops import deformable_attention
+from focus_lab.ops import deformable_attention, library_state
+
+STATE = library_state()
+IMPLEMENTATIONS = [
+    "reference",
+    pytest.param(
+        "compiled",
+        marks=pytest.mark.skipif(not STATE.ok, reason=f"compiled operators: {STATE.reason}"),
+    ),
+]
 
 
 def operation_inputs(fixture, formula, dtype):
@@ -27,10 +36,13 @@ def operation_inputs(fixture, formula, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", ["A_msda_small", "A_msda_h8c32", "A_msda_edges"])
-def test_the_operation_and_its_gradients_match_the_release(name, dtype, golden, formula):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_operation_and_its_gradients_match_the_release(
+    implementation, name, dtype, golden, formula
+):
     fixture = golden(name)
     shapes, (value, locations, weights), upstream = operation_inputs(fixture, formula, dtype)
-    output = deformable_attention(value, shapes, locations, weights)
+    output = deformable_attention(value, shapes, locations, weights, implementation)
     output.backward(upstream)
     fixture.check("output", output.detach(), atol=1e-9)
     fixture.check("grad_value", value.grad, atol=1e-9)

@@ -59,10 +59,29 @@ def test_wrong_numbers_of_the_operation_are_found(
 ) -> None:
     import focus_lab.ops
 
-    monkeypatch.setattr(focus_lab.ops, "deformable_attention", lambda value, *_: value * 0 + 0.9)
-    [finding] = doctor._op(tmp_path)
+    def wrong(value: Any, *_: Any, implementation: str = "reference") -> Any:
+        return value * 0 + (0.9 if implementation == "compiled" else 1.0)
+
+    good = focus_lab.ops.LibraryState("ok", tmp_path, build={"torch": "2.11", "cuda": "none"})
+    monkeypatch.setattr(focus_lab.ops, "library_state", lambda: good)
+    monkeypatch.setattr(focus_lab.ops, "deformable_attention", wrong)
+    finding = next(doctor._op(tmp_path))
     assert not finding.ok
     assert "wrong numbers" in finding.state
+
+
+@pytest.mark.parametrize(("status", "usable"), [("missing", True), ("stale", False)])
+def test_the_remedy_for_operators_that_are_not_built_is_shown(
+    status: Any, usable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import focus_lab.ops
+
+    state = focus_lab.ops.LibraryState(status, tmp_path, "it is gone", "build it")
+    monkeypatch.setattr(focus_lab.ops, "library_state", lambda: state)
+    [finding] = doctor._op(tmp_path)
+    assert finding.ok is usable
+    assert "it is gone" in finding.state
+    assert finding.remedy == "build it"
 
 
 def test_where_nothing_is_yet_nothing_is_made(tmp_path: Path) -> None:

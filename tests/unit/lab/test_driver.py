@@ -16,6 +16,7 @@ from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, StaleTrialError, Store
 from focus_lab.lab.tracking import MemoryTracker
+from focus_lab.training.folder import MANIFEST
 
 P, R, S, F, C = TrialState
 Record = Callable[..., Experiment]
@@ -74,8 +75,15 @@ class Bench:
         self.store, self.tracker = store, MemoryTracker()
         self.progress = PlainProgress(Console(quiet=True))
 
-    def drive(self, experiment: Experiment, executor: FakeExecutor, **settings: Any) -> None:
+    def drive(
+        self,
+        experiment: Experiment,
+        executor: FakeExecutor,
+        on_note: Callable[[str], None] = lambda text: None,
+        **settings: Any,
+    ) -> None:
         self.progress = PlainProgress(Console(quiet=True))
+        self.progress.note = on_note  # type: ignore[method-assign]
         Driver(self.store, self.tracker, executor, self.progress).carry_out(experiment, **settings)
 
     def states(self, experiment: Experiment) -> list[TrialState]:
@@ -113,6 +121,20 @@ def test_succeeded_trials_are_left_alone(bench: Bench, record: Record) -> None:
     assert executor.jobs == []
     assert bench.store.trials(made.id) == before
     assert [row.epoch for row in bench.progress.trials.values()] == [3, 3]
+
+
+def test_a_worker_without_compiled_operators_is_told_of_once(bench: Bench, record: Record) -> None:
+    made = record(0.1, 0.5)
+    for trial in bench.store.trials(made.id):
+        folder = trial_folder(made, trial)
+        folder.mkdir(parents=True)
+        (folder / MANIFEST).write_text(
+            '{"ops_implementation": "reference", "environment": {}, "data": {}}'
+        )
+    told: list[str] = []
+    bench.drive(made, FakeExecutor(), on_note=told.append)
+    assert len(told) == 1
+    assert "operators are not compiled" in told[0]
 
 
 def test_a_failure_is_recorded_and_the_others_go_on(bench: Bench, record: Record) -> None:
