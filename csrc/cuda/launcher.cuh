@@ -9,8 +9,10 @@
 
 namespace focus_lab {
 
-#define FOCUS_LAB_TEXT_OF(...) #__VA_ARGS__
-#define FOCUS_LAB_TEXT(...) FOCUS_LAB_TEXT_OF(__VA_ARGS__)
+// Given by the build: what nvcc compiles for, such as "75 80 90".
+#ifndef FOCUS_LAB_CUDA_ARCHITECTURES
+#define FOCUS_LAB_CUDA_ARCHITECTURES "unknown"
+#endif
 
 constexpr size_t kSentenceLength = 512;
 inline char (&sentence())[kSentenceLength] {
@@ -30,10 +32,10 @@ inline const char* explain(cudaError_t error, const char* during) {
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
     std::snprintf(sentence(), kSentenceLength,
-                  "%s failed with %s (%s): built for the architectures %s (times ten), cuda:%d has %d.%d; build the "
+                  "%s failed with %s (%s): built for architectures %s, got cuda:%d of architecture %d%d; build the "
                   "operators for it",
-                  during, cudaGetErrorName(error), cudaGetErrorString(error), FOCUS_LAB_TEXT(__CUDA_ARCH_LIST__),
-                  device, major, minor);
+                  during, cudaGetErrorName(error), cudaGetErrorString(error), FOCUS_LAB_CUDA_ARCHITECTURES, device,
+                  major, minor);
   } else {
     std::snprintf(sentence(), kSentenceLength, "%s failed with %s (%s)", during, cudaGetErrorName(error),
                   cudaGetErrorString(error));

@@ -18,8 +18,8 @@ struct Header {
   int64_t backward, dtype, batch, tokens, queries, heads, channels, levels, points;
   int64_t split, variant;  // of the ..._variant functions
   int64_t order, max_shared, multiprocessors;
-  int64_t misalign;        // moves value by as many bytes
-  int64_t unused;
+  int64_t misalign;     // moves value by as many bytes
+  int64_t has_kernels;  // 0: the library was built for other devices
 };
 
 bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
@@ -80,6 +80,7 @@ void run(const Header& header) {
   machine.random.seed(machine.order);
   machine.max_shared = static_cast<int>(header.max_shared);
   machine.multiprocessors = static_cast<int>(header.multiprocessors);
+  machine.has_kernels = header.has_kernels != 0;
 
   const size_t element = bytes_of(problem.dtype), number = element == 8 ? 8 : 4;
   const size_t values = problem.batch * problem.tokens * problem.heads * problem.channels;

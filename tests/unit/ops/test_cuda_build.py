@@ -60,7 +60,7 @@ class Host:
         queries, levels, points = (locations.shape[axis] for axis in (1, 3, 4))
         numbers = {
             **{"split": 0, "variant": 0, "order": 0, "shared": 227 * KIB, "multiprocessors": 132},
-            **{"misalign": 0},
+            **{"misalign": 0, "has_kernels": 1},
             **choices,
         }
         call = struct.pack(
@@ -68,7 +68,6 @@ class Host:
             *(upstream is not None, DTYPES[value.dtype]),
             *(batch, tokens, queries, heads, channels, levels, points),
             *numbers.values(),
-            0,
         )
         call += b"".join(struct.pack("<2i", *shape) for shape in shapes)
         arrays = (value, locations, weights, *(() if upstream is None else (upstream,)))
@@ -113,9 +112,9 @@ def host(tmp_path_factory):
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     sources = (CSRC / "cuda/forward.cu", CSRC / "cuda/backward.cu", HERE / "cuda_host.cpp")
     objects = [folder / f"{source.name}.o" for source in sources]
-    include = f"-I{HERE / 'cuda_on_host'}"
+    include = [f"-I{HERE / 'cuda_on_host'}", '-DFOCUS_LAB_CUDA_ARCHITECTURES="75 90"']
     in_parallel(
-        [*compiler, *flags, *sanitize, include, "-x", "c++", "-c", source, "-o", target]
+        [*compiler, *flags, *sanitize, *include, "-x", "c++", "-c", source, "-o", target]
         for source, target in zip(sources, objects, strict=True)
     )
     in_parallel([[*compiler, *sanitize, *objects, "-o", folder / "host"]])
@@ -389,6 +388,13 @@ def test_without_images_nothing_happens(host):
 def test_what_the_kernels_cannot_do_is_said(host, change, choices, sentence):
     inputs = random_inputs(**{"heads": 1, "channels": 4, **change})
     assert sentence in host.run(PYRAMID, *inputs, **choices)
+
+
+def test_a_device_without_kernels_is_told_what_there_is(host):
+    value, locations, weights, upstream = random_inputs()
+    for more in ((), (upstream,)):
+        said = host.run(PYRAMID, value, locations, weights, *more, has_kernels=0)
+        assert "built for architectures 75 90, got cuda:0 of architecture 99; build the" in said
 
 
 # --- For every architecture ---

@@ -23,7 +23,6 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
-#define __CUDA_ARCH_LIST__ 0
 #define FOCUS_LAB_DEVICE inline
 #define FOCUS_LAB_PARAMETER const
 #define FOCUS_LAB_SHARED(name) unsigned char* const name = cuda_on_host::block_memory()
@@ -125,6 +124,7 @@ struct Machine {
   uint32_t order = 0;  // 0 first thread first, 1 last thread first, others: a shuffle
   int max_shared = 227 * 1024;
   int multiprocessors = 132;
+  bool has_kernels = true;  // for this device
   std::mt19937 random;
   std::vector<std::unique_ptr<Fiber>> fibers;  // kept from block to block: their stacks are large
   std::vector<Warp> warps;
@@ -350,6 +350,7 @@ template <typename Arguments>
 cudaError_t cudaLaunchKernel(void (*kernel)(const Arguments), dim3 grid, dim3 block, void** parameters, size_t shared,
                              cudaStream_t) {
   cuda_on_host::Machine& m = cuda_on_host::machine();
+  if (!m.has_kernels) return cudaErrorNoKernelImageForDevice;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 || block.x == 0 || block.x > 1024) {
     return cudaErrorInvalidValue;
   }
