@@ -14,6 +14,7 @@ from focus_lab.data.dataset import DetectionDataset
 from focus_lab.errors import DataError, EffectiveSpecError, OutputError, WeightsError
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.token_selection import TokenSelector
+from focus_lab.ops import library_state
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.metrics import is_metric
 from focus_lab.training import checkpoint as checkpoints
@@ -234,7 +235,9 @@ def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path:
     assert manifest["fingerprint"] == spec.fingerprint
     assert manifest["effective_token_selection"] == {"keep_ratio": 0.5, "cascade": [1.0]}
     assert len(manifest["data"]["train"]["digest"]) == 64
-    assert manifest["ops_implementation"] == "reference"
+    usable = library_state()
+    assert manifest["ops_implementation"] == ("compiled" if usable.ok else "reference")
+    assert manifest["ops_build"] == (usable.build if usable.ok else None)
     assert (tmp_path / "samples" / "samples.json").is_file()
 
 
