@@ -53,10 +53,20 @@ FOCUS_LAB_INLINE void prefetch_rows(const E* rows, int32_t* const* offset, int c
 }
 
 // Rows of one head lie a power of two apart, as a rule, and so share a few lines of each cache. Where a row is read
-// often enough, in `reads` of all rows, the head's rows are copied together first.
-FOCUS_LAB_INLINE bool worth_packing(const Problem& problem, int64_t reads) {
+// often enough, in `reads` of all of them, the head's rows are copied together first.
+FOCUS_LAB_INLINE bool worth_packing(const Problem& problem, int64_t reads, int64_t rows) {
   constexpr int64_t kReadsOfARow = 8;
-  return problem.value_token_stride != problem.channels && reads >= kReadsOfARow * problem.tokens;
+  return problem.value_token_stride != problem.channels && reads >= kReadsOfARow * rows;
+}
+
+// The level from which on all are worth it, with so many queries of a head in a row.
+FOCUS_LAB_INLINE int first_worth_packing(const Problem& problem, int64_t queries) {
+  int level = problem.levels;
+  for (; level > 0; --level) {
+    const Level& next = problem.level[level - 1];
+    if (!worth_packing(problem, queries * 4 * problem.points, int64_t(next.height) * next.width)) break;
+  }
+  return level;
 }
 
 // Copies rows of `channels` numbers, `from_step` and `to_step` numbers apart.
@@ -76,23 +86,27 @@ FOCUS_LAB_INLINE void copy_rows(const T* from, int64_t from_step, T* to, int64_t
 
 // --- Forward ---------------------------------------------------------------------------------------------------------
 
-// output = sum over samples and corners of weight * row of value.
+// output = sum over samples and corners of weight * row; rows of the first samples lie in `value`, others in `packed`.
 template <typename T, int kChannels>
-FOCUS_LAB_INLINE void gather(const T* value, const Samples<Arithmetic<T>>& samples, T* output) {
+FOCUS_LAB_INLINE void gather(const T* value, const T* packed, const Samples<Arithmetic<T>>& samples, T* output) {
   using R = Row<T, kChannels>;
   using V = typename R::V;
   // Independent sums hide the latency of their additions; half the registers are left for rows and weights.
   constexpr int kFit = FOCUS_LAB_VECTOR_REGISTERS / 2 / R::kVectors;
   constexpr int kSums = kFit >= 4 ? 4 : (kFit >= 2 ? 2 : 1);
   V sum[kSums][R::kVectors] = {};
-  for (int i = 0; i < samples.count; ++i) {
+  const auto add = [&](const T* rows, int first, int last) __attribute__((always_inline)) {
+    for (int i = first; i < last; ++i) {
 #pragma GCC unroll 4
-    for (int k = 0; k < 4; ++k) {
-      V row[R::kVectors];
-      load_row<kChannels>(value + samples.offset[k][i], row);
-      for (int j = 0; j < R::kVectors; ++j) sum[k % kSums][j] += samples.weight[k][i] * row[j];
+      for (int k = 0; k < 4; ++k) {
+        V row[R::kVectors];
+        load_row<kChannels>(rows + samples.offset[k][i], row);
+        for (int j = 0; j < R::kVectors; ++j) sum[k % kSums][j] += samples.weight[k][i] * row[j];
+      }
     }
-  }
+  };
+  add(value, 0, samples.direct);
+  add(packed, samples.direct, samples.count);
   for (int half = kSums / 2; half >= 1; half /= 2) {
     for (int k = 0; k < half; ++k) {
       for (int j = 0; j < R::kVectors; ++j) sum[k][j] += sum[k + half][j];
@@ -109,13 +123,14 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
   const int padded = Pyramid<A>::pad(all);
   const int64_t channels = kChannels != 0 ? kChannels : problem.channels;
   const int64_t pairs = (end - 1) / problem.queries - begin / problem.queries + 1;
-  const bool pack = worth_packing(problem, (end - begin) * 4 * all / pairs);
-  const size_t copied = pack ? size_t(problem.tokens * channels) : 0;
+  const int pack_from = first_worth_packing(problem, (end - begin) / pairs);
+  const int64_t direct = pack_from < problem.levels ? problem.level[pack_from].start : problem.tokens;  // tokens
+  const size_t copied = size_t((problem.tokens - direct) * channels);
   Scratch scratch(Pyramid<A>::bytes(all) + 2 * Samples<A>::template bytes<false>(padded) + Scratch::bytes<T>(copied));
   if (scratch.empty()) return false;
   T* packed = scratch.take<T>(copied);
   Pyramid<A> pyramid;
-  pyramid.prepare(scratch, problem, 0, problem.levels, pack ? channels : problem.value_token_stride);
+  pyramid.prepare(scratch, problem, problem.levels, {0, pack_from, problem.value_token_stride, channels});
   // One for the query at hand, one for the next, whose rows are on their way from memory meanwhile.
   Samples<A> both[2];
   both[0].template prepare<false>(scratch, padded);
@@ -128,10 +143,8 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
     const int64_t left = end - pair * problem.queries;
     const int64_t last = left < problem.queries ? left : problem.queries;  // queries [first, last) of this head
     const T* rows = value + image * problem.value_batch_stride + head * channels;
-    if (pack) {
-      copy_rows<kChannels>(rows, problem.value_token_stride, packed, channels, problem.tokens, channels);
-      rows = packed;
-    }
+    copy_rows<kChannels>(rows + direct * problem.value_token_stride, problem.value_token_stride, packed, channels,
+                         problem.tokens - direct, channels);
     const int64_t before = image * problem.queries * problem.heads + head;
 
     const auto start = [&](int64_t query, Samples<A>& samples) __attribute__((always_inline)) {
@@ -140,7 +153,7 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
       prefetch(locations + 2 * later, 2 * all * int64_t(sizeof(A)));
       prefetch(weights + later, all * int64_t(sizeof(A)));
       set_up<false>(pyramid, locations + 2 * at, weights + at, samples);
-      if (!pack) prefetch_rows(rows, samples.offset, samples.count, channels);
+      prefetch_rows(rows, samples.offset, samples.direct, channels);  // what was copied is near already
     };
     start(first, both[0]);
     for (int64_t query = first; query < last; ++query) {
@@ -148,7 +161,7 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
       if (query + 1 < last) start(query + 1, both[(query - first + 1) & 1]);
       T* to = output + (before + query * problem.heads) * channels;
       for_each_block<kChannels>(channels, [&](auto width, int64_t channel) __attribute__((always_inline)) {
-        gather<T, decltype(width)::value>(rows + channel, samples, to + channel);
+        gather<T, decltype(width)::value>(rows + channel, packed + channel, samples, to + channel);
       });
     }
     item += last - first;
@@ -295,7 +308,8 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
     widest = tokens > widest ? tokens : widest;
   }
   const size_t room = size_t(4) * size_t(Samples<A>::room(padded));
-  const bool pack = worth_packing(problem, problem.queries * 4 * all);
+  // All levels alike: beside the copy there are the sums, which are worth it everywhere.
+  const bool pack = worth_packing(problem, problem.queries * 4 * all, problem.tokens);
   // 16-bit gradients are always summed in float32 beside, and rounded once.
   const bool direct = kSame<T, A> && !pack;
   const size_t copied = pack ? size_t(widest * channels) : 0;
@@ -330,8 +344,9 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
     T* packed = scratch.take<T>(copied);
     A* sums = scratch.take<A>(summed);
     Pyramid<A> pyramid;
-    pyramid.prepare(scratch, problem, first_level, last_level, pack ? channels : problem.value_token_stride);
-    pyramid.grad.prepare(scratch, problem, first_level, pyramid.padded, direct ? token : channels);
+    const int64_t value_step = pack ? channels : problem.value_token_stride;
+    pyramid.prepare(scratch, problem, last_level, {first_level, problem.levels, value_step, 0});
+    pyramid.grad.prepare(scratch, problem, pyramid.padded, {first_level, problem.levels, direct ? token : channels, 0});
     Samples<A> both[2];
     both[0].template prepare<true>(scratch, padded);
     both[1].template prepare<true>(scratch, padded);

@@ -41,25 +41,39 @@ class Scratch {
   char* next_;
 };
 
-// Where one pixel of each level lies in an array of pixels: row and level steps, in elements.
+// Where the pixels of the levels at hand lie: levels [first, packed) where they came from, the others in a copy.
+struct Places {
+  int first;
+  int packed;
+  int64_t step;         // from one pixel to the next, in elements
+  int64_t packed_step;  // the same in the copy
+};
+
+// Where one pixel of each level lies in an array of pixels: pixel, row and level steps, in elements. One of each for
+// every sample, padded to whole vectors.
 template <typename A>
 struct Steps {
+  Integer<A>* pixel;  // from one pixel to the next
   Integer<A>* row;    // from one row of the level to the next
-  Integer<A>* level;  // from the array's first pixel, that of the first level at hand, to the level's
-  Integer<A> pixel;   // from one pixel to the next
+  Integer<A>* level;  // from the array's first pixel to the level's; the copy is another array
 
-  static size_t bytes(int samples) { return 2 * Scratch::bytes<Integer<A>>(samples); }
+  static size_t bytes(int samples) { return 3 * Scratch::bytes<Integer<A>>(samples); }
 
-  void prepare(Scratch& scratch, const Problem& problem, int first_level, int count, int64_t step) {
+  void prepare(Scratch& scratch, const Problem& problem, int count, const Places& places) {
+    pixel = scratch.take<Integer<A>>(count);
     row = scratch.take<Integer<A>>(count);
     level = scratch.take<Integer<A>>(count);
-    pixel = Integer<A>(step);
     const int last = problem.levels - 1;
     for (int i = 0; i < count; ++i) {
-      const int number = first_level + i / problem.points;
-      const Level& at = problem.level[number < last ? number : last];
+      const int wanted = places.first + i / problem.points;
+      const int number = wanted < last ? wanted : last;
+      const bool packed = number >= places.packed;
+      const int64_t step = packed ? places.packed_step : places.step;
+      const Level& at = problem.level[number];
+      const Level& origin = problem.level[packed ? places.packed : places.first];
+      pixel[i] = Integer<A>(step);
       row[i] = Integer<A>(at.width * step);
-      level[i] = Integer<A>((at.start - problem.level[first_level].start) * step);
+      level[i] = Integer<A>((at.start - origin.start) * step);
     }
   }
 };
@@ -69,6 +83,7 @@ template <typename A>
 struct Pyramid {
   int count;   // samples
   int padded;  // count rounded up to whole vectors
+  int direct;  // samples of levels that were not copied: the first ones
   A* width;
   A* height;
   Steps<A> value;  // offsets of corners into the value of one head of one image
@@ -77,9 +92,12 @@ struct Pyramid {
   static int pad(int count) { return (count + kWidth<A> - 1) / kWidth<A> * kWidth<A>; }
   static size_t bytes(int count) { return 2 * Scratch::bytes<A>(pad(count)) + 2 * Steps<A>::bytes(pad(count)); }
 
-  void prepare(Scratch& scratch, const Problem& problem, int first_level, int last_level, int64_t value_step) {
+  // Levels [places.first, last_level) of the value.
+  void prepare(Scratch& scratch, const Problem& problem, int last_level, const Places& places) {
+    const int first_level = places.first;
     count = (last_level - first_level) * problem.points;
     padded = pad(count);
+    direct = (places.packed - first_level) * problem.points;
     width = scratch.take<A>(padded);
     height = scratch.take<A>(padded);
     const int last = problem.levels - 1;
@@ -89,7 +107,7 @@ struct Pyramid {
       width[i] = A(level.width);
       height[i] = A(level.height);
     }
-    value.prepare(scratch, problem, first_level, padded, value_step);
+    value.prepare(scratch, problem, padded, places);
   }
 };
 
@@ -99,6 +117,7 @@ struct Pyramid {
 template <typename A>
 struct Samples {
   int count;
+  int direct;          // the first of them: those in levels that were not copied
   A* weight[4];        // of the corner times the attention weight
   int32_t* offset[4];  // of the corner in the value, in elements
 
@@ -120,7 +139,7 @@ struct Samples {
 
   template <bool kGradients>
   void prepare(Scratch& scratch, int padded) {
-    count = 0;
+    count = direct = 0;
     for (A*& array : weight) array = scratch.take<A>(room(padded));
     for (int32_t*& array : offset) array = scratch.take<int32_t>(room(padded));
     if constexpr (kGradients) {
@@ -187,9 +206,10 @@ struct SampleVector {
   }
 
   FOCUS_LAB_INLINE void offsets(const Steps<A>& steps, int first, Offsets* corner) const {
-    const I row_step = load<I>(steps.row + first), start = load<I>(steps.level + first);
-    const I across[2] = {__builtin_convertvector(column[0], I) * steps.pixel,
-                         __builtin_convertvector(column[1], I) * steps.pixel};
+    const I pixel_step = load<I>(steps.pixel + first), row_step = load<I>(steps.row + first);
+    const I start = load<I>(steps.level + first);
+    const I across[2] = {__builtin_convertvector(column[0], I) * pixel_step,
+                         __builtin_convertvector(column[1], I) * pixel_step};
     const I down[2] = {__builtin_convertvector(row[0], I) * row_step + start,
                        __builtin_convertvector(row[1], I) * row_step + start};
     for (int k = 0; k < 4; ++k) corner[k] = __builtin_convertvector(down[k / 2] + across[k % 2], Offsets);
@@ -233,7 +253,7 @@ FOCUS_LAB_INLINE void set_up(const Pyramid<A>& pyramid, const A* locations, cons
   using S = SampleVector<A>;
   constexpr int kLanes = S::kLanes;
   constexpr uint32_t kEvery = (uint32_t(1) << kLanes) - 1;
-  samples.count = 0;
+  samples.count = samples.direct = 0;
   for (int first = 0; first < pyramid.count; first += kLanes) {
     const int left = pyramid.count - first;
     typename S::V pairs[2], attention, x, y;
@@ -256,6 +276,8 @@ FOCUS_LAB_INLINE void set_up(const Pyramid<A>& pyramid, const A* locations, cons
     S vector;
     const uint32_t inside = vector.locate(x, y, attention, load<typename S::V>(pyramid.width + first),
                                           load<typename S::V>(pyramid.height + first));
+    const int direct = pyramid.direct - first;
+    if (direct > 0) samples.direct += __builtin_popcount(direct < kLanes ? inside & ((1u << direct) - 1) : inside);
     if (inside == kEvery) {
       append<A, kGradients, true>(pyramid, vector, first, inside, samples);
     } else if (inside != 0) {

@@ -134,6 +134,15 @@ def test_it_equals_the_reference_for_any_shapes(dtype, shapes, **sizes):
 
 
 @needs_library
+@pytest.mark.parametrize("channels", [16, 20])
+def test_levels_of_which_only_some_are_read_often_equal_the_reference(channels):
+    # 100 queries read a row of the first level once, one of the last 160 times.
+    check_against_reference(
+        torch.float32, shapes=((30, 40), (5, 6), (2, 5)), queries=100, points=4, channels=channels
+    )
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("queries", [1, 7, 251])
 def test_few_and_many_queries_take_other_ways_to_the_same_numbers(queries, dtype):
