@@ -404,6 +404,25 @@ def test_it_compiles_whole_and_once_for_all_sizes(dynamic):
 
 
 @needs_library
+def test_it_exports_as_one_node_for_any_number_of_queries():
+    class Attend(torch.nn.Module):
+        def forward(self, value, locations, weights):
+            return deformable_attention(value, SHAPES, locations, weights, "compiled")
+
+    *inputs, _ = random_inputs()
+    some = {1: torch.export.Dim("queries")}
+    program = torch.export.export(
+        Attend(),
+        tuple(inputs),
+        dynamic_shapes={"value": None, "locations": some, "weights": some},
+    )
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert called == [torch.ops.focus_lab.deformable_attention.default]
+    *others, _ = random_inputs(queries=11)
+    assert torch.equal(program.module()(*others), Attend()(*others))
+
+
+@needs_library
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_only_the_value_loses_precision(dtype):
     value, locations, weights, upstream = random_inputs()
