@@ -14,7 +14,7 @@ SIDE_BY_SIDE := --numprocesses 2
 
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 7 minutes)"
-	@echo "make test       install, then lint, types, layers and all tests (about 10 minutes)"
+	@echo "make test       install, then lint, types, layers and all tests (about 11 minutes)"
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 90 seconds)"
 	@echo "make op         build the compiled operators anew"
 	@echo "make lint       ruff, mypy, import contract, spelling"
