@@ -91,6 +91,8 @@ class TrainLoader:
 class EvalLoader:
     """All images in order, not augmented; the last batch may be smaller.
 
+    Workers take turns batch by batch, so that an image is in the same batch for any number of them.
+
     Args:
         dataset: the images.
         transform: the resizing.
@@ -98,6 +100,8 @@ class EvalLoader:
         batch_size: images a batch.
         workers: loader processes; 0 loads in this process.
         indices: which images, in this order; `None` takes all.
+        rank: this worker.
+        world_size: number of workers.
         pin_memory: whether batches are put into page-locked memory, for a GPU.
     """
 
@@ -110,13 +114,15 @@ class EvalLoader:
         batch_size: int,
         workers: int = 0,
         indices: Sequence[int] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
         pin_memory: bool = False,
     ) -> None:
         wanted = range(len(dataset)) if indices is None else indices
         self._keys = [
             [(0, index) for index in wanted[start : start + batch_size]]
             for start in range(0, len(wanted), batch_size)
-        ]
+        ][rank::world_size]
         images = _EvaluationImages(dataset, transform)
         self._batches = _torch_loader(images, self._keys, normalisation, workers, pin_memory)
 
@@ -187,6 +193,8 @@ def build_eval_loader(
     batch_size: int,
     workers: int = 0,
     indices: Sequence[int] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
     pin_memory: bool = False,
 ) -> EvalLoader:
     """The evaluation loader of a spec; arguments as `EvalLoader`."""
@@ -197,6 +205,8 @@ def build_eval_loader(
         batch_size=batch_size,
         workers=workers,
         indices=indices,
+        rank=rank,
+        world_size=world_size,
         pin_memory=pin_memory,
     )
 

@@ -1,4 +1,4 @@
-"""Independent random streams: every draw of the data package is a pure function of named numbers.
+"""Independent random streams: every draw of a training is a pure function of named numbers.
 
 No global generator is touched, so the order of calls, the number of processes and a resumed run
 change nothing.
@@ -24,6 +24,10 @@ class Stream(IntEnum):
     """Order of the training images: (epoch, group)."""
     AUGMENTATION = 5
     """Training transforms of an image: (epoch, index)."""
+    NOISE = 6
+    """Noise of the denoising queries: (step, 0)."""
+    DROPOUT = 7
+    """What a worker drops: (step, rank)."""
 
 
 def generator(stream: Stream, first: int, second: int, seed: int) -> np.random.Generator:
@@ -35,3 +39,8 @@ def generator(stream: Stream, first: int, second: int, seed: int) -> np.random.G
     return np.random.Generator(
         np.random.PCG64(np.random.SeedSequence((stream, first, second, seed)))
     )
+
+
+def stream_seed(stream: Stream, first: int, second: int, seed: int) -> int:
+    """A seed for generators of another library; arguments as `generator`."""
+    return int(generator(stream, first, second, seed).integers(2**63))

@@ -142,6 +142,11 @@ class _Listener:
             threading.Thread(target=self._on_last_start, daemon=True).start()
         self._waiting.discard(trial_id)
 
+    def again(self, trial_id: str, failure: Failure) -> None:
+        """Say why; a new attempt begins."""
+        self._progress.note(f"{self._progress.trials[trial_id].name}: {failure.message}")
+        self.started(trial_id)
+
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch."""
         self._tracker.log_epoch(_run_id(self._trials[trial_id]), epoch, metrics)

@@ -42,6 +42,9 @@ class Listener(Protocol):
     def started(self, trial_id: str) -> None:
         """A worker has begun with the trial."""
 
+    def again(self, trial_id: str, failure: Failure) -> None:
+        """An attempt has failed, and the next one begins by itself; the message says how."""
+
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """An epoch has ended. After a lost worker, epochs may be told again."""
 

@@ -1,4 +1,6 @@
-"""Trials under Ray Tune: one-worker trials train inside Tune's own actors, which are reused.
+"""Trials under Ray Tune: those of one worker train inside Tune's own actors, which are reused.
+
+Those of several workers start them from there.
 
 Tune sees trial ids only. It schedules and restarts lost workers; what a trial is, how far it came
 and how it ended is known to the store, the trial's folder and the tracker. Nothing is restored from
@@ -17,11 +19,23 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import focus_lab
 from focus_lab.errors import UserError
 from focus_lab.lab.executor import Failure, Listener, TrialJob, explain_failure
-from focus_lab.specs.training import ComputeSpec
+from focus_lab.lab.recovery import LOST, Recovery
+from focus_lab.lab.train_workers import (
+    EPOCH,
+    METRICS,
+    AttemptFailedError,
+    explain_stalls,
+    train_with_workers,
+)
+from focus_lab.specs.training import ComputeSpec, TrainingSpec
 
-OUTCOME, FAILURE, HISTORY, EPOCH, METRICS = "outcome", "failure", "history", "epoch", "metrics"
+OUTCOME, FAILURE, HISTORY, AGAIN = "outcome", "failure", "history", "again"
+_HEAD = "node:__internal_head__"
+"""A resource of Ray's head node. A trial that only waits for its workers takes a little of it and
+no CPU: a share of one would leave rooms too small for a worker."""
 
 
 class TuneExecutor:
@@ -29,10 +43,14 @@ class TuneExecutor:
 
     Args:
         compute: resources of a worker, and how often a lost one is replaced.
+        address: of a running cluster, `auto` for the one of this machine; None starts one here.
+        ship: whether this package is sent to the cluster's machines, instead of theirs.
     """
 
-    def __init__(self, compute: ComputeSpec) -> None:
-        self._compute = compute
+    def __init__(
+        self, compute: ComputeSpec, address: str | None = None, *, ship: bool = False
+    ) -> None:
+        self._compute, self._address, self._ship = compute, address, ship
         self._started = False
 
     def start(self) -> None:
@@ -51,17 +69,32 @@ class TuneExecutor:
             return
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        # "local" and not nothing: a bare init would join a stranger's cluster. Trials of several
-        # workers need the dashboard: without it, Train inside Tune leaks placement groups. For
-        # trials of one worker it would only make the start 2 s longer.
-        # How many cores there are is Ray's to find out: it knows the limits of containers.
-        ray.init(
-            address="local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=False,
-            include_dashboard=self._compute.workers > 1,
-        )
+        settings: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "configure_logging": False,
+        }
+        if self._address is None:
+            # "local" and not nothing: a bare init would join a stranger's cluster. Trials of
+            # several workers need the dashboard: without it, Train inside Tune leaks placement
+            # groups. For trials of one worker it would only make the start 2 s longer.
+            # How many cores there are is Ray's to find out: it knows the limits of containers.
+            settings |= {"address": "local", "include_dashboard": self._compute.workers > 1}
+        else:
+            settings["address"] = self._address
+            if self._ship:
+                package = Path(focus_lab.__file__).parent
+                settings["runtime_env"] = {"py_modules": [str(package)]}
+        try:
+            ray.init(**settings)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            if self._address is None:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"--address: no Ray cluster answers, got {self._address!r}: {reason}; "
+                "start one with `ray start --head`, and check RAY_AUTH_TOKEN"
+            ) from None
         self._started = True
 
     @property
@@ -69,8 +102,22 @@ class TuneExecutor:
         """How many trials the cluster has room for; it must be started."""
         import ray
 
-        total = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        return min(int(total.get(name.upper(), 0) / n) for name, n in self._needs().items() if n)
+        needs = self._needs()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        workers = sum(
+            min(int(node["Resources"].get(name.upper(), 0.0) / n) for name, n in needs.items() if n)
+            for node in nodes
+            if node["Alive"]
+        )
+        # All workers of a trial start at once or not at all: trials are counted by whole gangs.
+        trials = workers // self._compute.workers
+        if trials == 0 and self._address is None:
+            raise UserError(
+                f"compute.workers: this machine has no room for a trial, got "
+                f"{self._compute.workers} workers; there is room for {workers}"
+            )
+        # A cluster may grow; whether it does within compute.placement_timeout_s is seen then.
+        return max(1, trials)
 
     def _needs(self) -> dict[str, float]:
         """Resources of a worker.
@@ -79,7 +126,7 @@ class TuneExecutor:
         trials of a machine would sit on its first GPU.
 
         Raises:
-            UserError: the cluster has no room for a single worker.
+            UserError: this machine has no room for a single worker.
         """
         import ray
 
@@ -91,7 +138,7 @@ class TuneExecutor:
         needs = {"cpu": compute.cpus_per_worker, "gpu": gpus}
         for name, wanted in needs.items():
             there = total.get(name.upper(), 0.0)
-            if wanted > there:
+            if wanted > there and self._address is None:
                 raise UserError(
                     f"compute.{name}s_per_worker: no machine has room for a trial, got {wanted:g}; "
                     f"Ray has {there:g} {name.upper()}s"
@@ -118,16 +165,27 @@ class TuneExecutor:
         self.start()
         by_id = {job.trial_id: job for job in jobs}
         scratch = Path(tempfile.mkdtemp(prefix="focus-lab-tune-"))
-        resources = self._needs()
+        needs = self._needs()
+        several = self._compute.workers > 1
         relay = _make_relay(listener, by_id)
         handler = signal.getsignal(signal.SIGINT)
         try:
             tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(train_trial, jobs=by_id, origin=Path.cwd()), resources
+                    tune.with_parameters(
+                        train_trial,
+                        jobs=by_id,
+                        compute=self._compute,
+                        needs=needs,
+                        origin=Path.cwd(),
+                    ),
+                    {"cpu": 0.0, _HEAD: 0.001} if several else needs,
                 ),
                 param_space={"trial_id": tune.grid_search(list(by_id))},
-                tune_config=tune.TuneConfig(reuse_actors=True),
+                tune_config=tune.TuneConfig(
+                    reuse_actors=True,
+                    max_concurrent_trials=self.concurrent_trials if several else None,
+                ),
                 run_config=tune.RunConfig(
                     name="trials",
                     storage_path=str(scratch),
@@ -149,31 +207,80 @@ class TuneExecutor:
             raise KeyboardInterrupt
 
 
-def train_trial(config: dict[str, Any], jobs: dict[str, TrialJob], origin: Path) -> None:
-    """Tune's trainable, in an actor. Errors are outcomes: only lost workers are tried again.
+def train_trial(
+    config: dict[str, Any],
+    jobs: dict[str, TrialJob],
+    compute: ComputeSpec,
+    needs: dict[str, float],
+    origin: Path,
+) -> None:
+    """Tune's trainable, in an actor. Errors are outcomes: only lost processes are Tune's business.
 
     Args:
         config: names the trial.
         jobs: by trial id.
+        compute: of all trials.
+        needs: CPUs and GPUs of a worker.
         origin: the driver's folder, which relative paths of specs start from.
     """
     from ray import tune
 
     job = jobs[config["trial_id"]]
-    try:
-        if origin.is_dir():
-            # Tune has changed to a folder of its own.
-            os.chdir(origin)
-        from focus_lab.lab.worker import carry_out
+    if origin.is_dir():
+        # Tune has changed to a folder of its own.
+        os.chdir(origin)
+    training = TrainingSpec.model_validate(job.spec["training"])
+    images = training.batch_size // compute.workers // training.accumulation
+    recovery = Recovery(job.folder, compute, max(1, images))
+    while True:
+        failure = _attempt(job, compute, needs, origin, recovery.parts)
+        if failure is None:
+            return
+        decision = recovery.decide(failure)
+        told = {"kind": decision.kind, "message": decision.failure.message}
+        if decision.action == "fail":
+            tune.report({OUTCOME: FAILURE, FAILURE: told})
+            return
+        tune.report({AGAIN: told})
 
-        history = carry_out(
-            job, lambda epoch, metrics: tune.report({EPOCH: epoch, METRICS: metrics})
-        )
+
+def _attempt(
+    job: TrialJob, compute: ComputeSpec, needs: dict[str, float], origin: Path, parts: int
+) -> Failure | None:
+    """Train to the end and report it, or answer why not."""
+    from ray import tune
+
+    try:
+        if compute.workers > 1:
+            history = train_with_workers(job, compute, needs, origin, parts)
+        else:
+            history = _train_alone(job, compute, parts)
+    except AttemptFailedError as error:
+        return error.failure
     except Exception as error:
-        failure = explain_failure(error, job.folder)
-        tune.report({OUTCOME: FAILURE, FAILURE: {"kind": failure.kind, "message": failure.message}})
-    else:
-        tune.report({OUTCOME: "success", HISTORY: history})
+        # Ends with its traceback, which holds the tensors of an attempt that was too large.
+        return explain_failure(error, job.folder)
+    tune.report({OUTCOME: "success", HISTORY: history})
+    return None
+
+
+def _train_alone(
+    job: TrialJob, compute: ComputeSpec, parts: int
+) -> list[tuple[int, dict[str, float]]]:
+    """Train in this process."""
+    from ray import tune
+
+    from focus_lab.lab.worker import carry_out
+    from focus_lab.training.watchdog import Watchdog
+    from focus_lab.training.workers import Workers
+
+    with Watchdog(job.folder, 0, compute.stall_timeout_s) as watchdog:
+        return carry_out(
+            job,
+            lambda epoch, metrics: tune.report({EPOCH: epoch, METRICS: metrics}),
+            Workers(goes_on=watchdog.goes_on),
+            parts,
+        )
 
 
 def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
@@ -208,7 +315,9 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
             if trial_id not in self.open:
                 return
             if OUTCOME not in result:
-                if EPOCH in result:
+                if AGAIN in result:
+                    self._tell(listener.again, trial_id, Failure(**result[AGAIN]))
+                elif EPOCH in result:
                     self._tell(listener.epoch, trial_id, result[EPOCH], result[METRICS])
                 return
             self.open.discard(trial_id)
@@ -228,6 +337,7 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
                     f"{trial.num_failures} times; look for a full memory or a node that went away, "
                     "then run the same command"
                 )
-                self._tell(listener.failed, trial_id, Failure("WorkerLost", message))
+                failure = explain_stalls(jobs[trial_id].folder) or Failure(LOST, message)
+                self._tell(listener.failed, trial_id, failure)
 
     return Relay()

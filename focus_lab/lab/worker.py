@@ -10,6 +10,7 @@ from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.progress import PROGRESS
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.fit import fit
+from focus_lab.training.workers import ALONE, Workers
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 History = list[tuple[int, dict[str, float]]]
@@ -21,11 +22,12 @@ class WorkerReporter:
     Args:
         job: the job.
         on_epoch: called as (epoch, metrics) for every epoch trained here.
+        workers: all workers of the trial; the first one's steps are written.
     """
 
-    def __init__(self, job: TrialJob, on_epoch: OnEpoch) -> None:
+    def __init__(self, job: TrialJob, on_epoch: OnEpoch, workers: Workers) -> None:
         self._path = job.folder / PROGRESS
-        self._on_epoch = on_epoch
+        self._on_epoch, self._writes = on_epoch, workers.first
 
     def report(self, epoch: int, metrics: dict[str, float]) -> None:
         """Pass the epoch on."""
@@ -33,13 +35,24 @@ class WorkerReporter:
 
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Write it for the live table; whole or not at all."""
+        if not self._writes:
+            return
         content = {"epoch": epoch, "step": step, "steps": steps, "loss": loss, "at": time.time()}
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(content))
         partial.replace(self._path)
 
 
-def carry_out(job: TrialJob, on_epoch: OnEpoch) -> History:
-    """Train a job to its end; returns (epoch, metrics) of every epoch."""
+def carry_out(
+    job: TrialJob, on_epoch: OnEpoch, workers: Workers = ALONE, parts: int = 1
+) -> History:
+    """Train a job to its end; returns (epoch, metrics) of every epoch.
+
+    Args:
+        job: the job.
+        on_epoch: called as (epoch, metrics) for every epoch trained here.
+        workers: all workers of the trial.
+        parts: into how many smaller ones each micro-batch of the spec is divided.
+    """
     spec = TrialSpec.model_validate(job.spec)
-    return fit(spec, WorkerReporter(job, on_epoch), job.folder).history
+    return fit(spec, WorkerReporter(job, on_epoch, workers), job.folder, workers, parts).history

@@ -38,17 +38,34 @@ class NoiseDraws:
     """[2GT, 4], uniform in [0, 1): how far it moves in half box sizes; negatives go 1 farther."""
 
 
-def draw_noise(count: int, num_classes: int) -> NoiseDraws:
-    """Draw for `count` noised boxes from torch's global CPU generator, whatever the device.
-
-    One generator with a state that a checkpoint holds is what makes a resumed training exact.
-    """
+def draw_noise(
+    count: int, num_classes: int, generator: torch.Generator | None = None
+) -> NoiseDraws:
+    """Draw for `count` noised boxes on the CPU, whatever the device; None is torch's generator."""
     return NoiseDraws(
-        u_label=torch.rand(count),
-        new_label=torch.randint(num_classes, (count,)),
-        sign=torch.randint(2, (count, 4)) * 2.0 - 1.0,
-        part=torch.rand(count, 4),
+        u_label=torch.rand(count, generator=generator),
+        new_label=torch.randint(num_classes, (count,), generator=generator),
+        sign=torch.randint(2, (count, 4), generator=generator) * 2.0 - 1.0,
+        part=torch.rand(count, 4, generator=generator),
     )
+
+
+@dataclass(frozen=True)
+class BatchShare:
+    """Where the images of one forward pass stand in the whole batch of an optimizer step.
+
+    Groups and noise are those of the whole batch, so that parts of it, on other workers or one
+    after the other, repair the very queries that they would repair together.
+    """
+
+    boxes_before: int
+    """Boxes of the whole batch before the first one here."""
+    boxes: int
+    """Boxes of the whole batch."""
+    most_boxes: int
+    """Largest number of boxes of an image of the whole batch."""
+    seed: int
+    """Of the noise of this step."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class DenoisingQueries(nn.Module):
         label_noise: float,
         box_noise: float,
         inverse_sigmoid_eps: float,
-        noise_source: Callable[[int, int], NoiseDraws] = draw_noise,
+        noise_source: Callable[[int, int, torch.Generator | None], NoiseDraws] = draw_noise,
     ) -> None:
         """Set up the embedding (standard normal) and the amount of noise.
 
@@ -87,7 +104,7 @@ class DenoisingQueries(nn.Module):
             label_noise: labels are redrawn with half of this probability.
             box_noise: largest move of a positive's corner, in half box sizes.
             inverse_sigmoid_eps: clamp of the inverse sigmoid.
-            noise_source: `(count, num_classes) -> NoiseDraws`.
+            noise_source: `(count, num_classes, generator) -> NoiseDraws`.
         """
         super().__init__()
         self.label_embedding = nn.Embedding(num_classes, hidden_dim)
@@ -97,52 +114,69 @@ class DenoisingQueries(nn.Module):
         self.inverse_sigmoid_eps = inverse_sigmoid_eps
         self.noise_source = noise_source
 
-    def forward(self, targets: Sequence[Target], num_decoder_queries: int) -> DenoisingBatch | None:
+    def forward(
+        self,
+        targets: Sequence[Target],
+        num_decoder_queries: int,
+        share: BatchShare | None = None,
+    ) -> DenoisingBatch | None:
         """Noise the boxes of a batch.
 
         Args:
             targets: boxes of each image, on the module's device.
             num_decoder_queries: Q, for the attention mask.
+            share: of which batch the images are a part; None when they are the whole, with noise
+                from torch's global generator.
 
         Returns:
-            The denoising queries, or None when no image has a box.
+            The denoising queries, or None when no image of the whole batch has a box.
         """
         padded = pad_targets(targets)
-        if padded.total == 0:
+        here, width = padded.total, padded.width if share is None else share.most_boxes
+        if width == 0:
             return None
         weight = self.label_embedding.weight
-        groups = max(1, self.num_queries // padded.width)
+        groups = max(1, self.num_queries // width)
         meta = DenoisingMeta(
-            groups=groups,
-            single_padding=2 * padded.width,
-            padded_size=groups * 2 * padded.width,
+            groups=groups, single_padding=2 * width, padded_size=groups * 2 * width
         )
         copies = torch.arange(2 * groups, device=weight.device)
-        draws = self.noise_source(2 * groups * padded.total, self.label_embedding.num_embeddings)
+        u_label, new_label, sign, part = self._draws(2 * groups, here, share)
 
         labels = padded.labels[padded.images, padded.positions].repeat(2 * groups)  # [2GT]
-        flips = draws.u_label.to(weight.device) < 0.5 * self.label_noise
-        content = self.label_embedding(
-            torch.where(flips, draws.new_label.to(weight.device), labels)
-        )
+        flips = u_label < 0.5 * self.label_noise
+        content = self.label_embedding(torch.where(flips, new_label, labels))
 
         boxes = padded.boxes[padded.images, padded.positions].to(weight.dtype)  # [T, 4]
-        distance = draws.part.to(weight) + (copies % 2).repeat_interleave(padded.total)[:, None]
+        distance = part.to(weight.dtype) + (copies % 2).repeat_interleave(here)[:, None]
         half_size = (boxes[:, 2:] * 0.5).repeat(2 * groups, 2)  # [2GT, 4]
-        moves = draws.sign.to(weight) * distance * half_size * self.box_noise
+        moves = sign.to(weight.dtype) * distance * half_size * self.box_noise
         corners = cxcywh_to_xyxy(boxes).repeat(2 * groups, 1) + moves
         # Corners of negatives may swap sides; a negative width is clamped like any other.
         noised = xyxy_to_cxcywh(corners.clamp(0.0, 1.0))
         logits = inverse_sigmoid(noised, self.inverse_sigmoid_eps)
 
         images = padded.images.repeat(2 * groups)  # [2GT]
-        slots = (copies[:, None] * padded.width + padded.positions).flatten()  # [2GT]
+        slots = (copies[:, None] * width + padded.positions).flatten()  # [2GT]
         shape = (len(targets), meta.padded_size)
         return DenoisingBatch(
             content=_scatter(content, images, slots, shape),
             reference_logits=_scatter(logits, images, slots, shape),
             attention_mask=_attention_mask(meta, num_decoder_queries, weight.device),
             meta=meta,
+        )
+
+    def _draws(self, copies: int, here: int, share: BatchShare | None) -> tuple[Tensor, ...]:
+        """Fields of `NoiseDraws` for the boxes that are here, [copies * here, ...] each."""
+        embedding = self.label_embedding
+        generator = None if share is None else torch.Generator().manual_seed(share.seed)
+        total, first = (here, 0) if share is None else (share.boxes, share.boxes_before)
+        drawn = self.noise_source(copies * total, embedding.num_embeddings, generator)
+        return tuple(
+            draws.view(copies, total, *draws.shape[1:])[:, first : first + here]
+            .flatten(0, 1)
+            .to(embedding.weight.device)
+            for draws in (drawn.u_label, drawn.new_label, drawn.sign, drawn.part)
         )
 
 

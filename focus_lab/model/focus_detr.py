@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from focus_lab.model.backbone import Backbone, ResidualFeatures, ResNetFeatures, TimmFeatures
 from focus_lab.model.decoder import Decoder, DecoderLayer
 from focus_lab.model.deformable_attention import DeformableAttention
-from focus_lab.model.denoising import DenoisingBatch, DenoisingQueries
+from focus_lab.model.denoising import BatchShare, DenoisingBatch, DenoisingQueries
 from focus_lab.model.encoder import Encoder, EncoderLayer
 from focus_lab.model.feature_levels import FeatureLevels, flatten_levels
 from focus_lab.model.feed_forward import Perceptron
@@ -110,6 +110,7 @@ class FocusDETR(nn.Module):
         images: Tensor,
         sizes: Sequence[tuple[int, int]] | None = None,
         targets: Sequence[Target] | None = None,
+        share: BatchShare | None = None,
     ) -> ModelOutput:
         """Detect.
 
@@ -118,6 +119,7 @@ class FocusDETR(nn.Module):
             sizes: (height, width) of each image without its padding; None when nothing is padded.
                 Boxes are shares of this size.
             targets: boxes of each image; in training they give denoising queries.
+            share: of which batch the images are a part; None when they are the whole.
 
         Returns:
             See `ModelOutput`.
@@ -129,10 +131,14 @@ class FocusDETR(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         maps = self.neck(self.backbone(images))
         levels = FeatureLevels.measure(maps, canvas, sizes)
-        return self.detect(maps, levels, targets)
+        return self.detect(maps, levels, targets, share)
 
     def detect(
-        self, maps: Sequence[Tensor], levels: FeatureLevels, targets: Sequence[Target] | None = None
+        self,
+        maps: Sequence[Tensor],
+        levels: FeatureLevels,
+        targets: Sequence[Target] | None = None,
+        share: BatchShare | None = None,
     ) -> ModelOutput:
         """Everything behind the neck.
 
@@ -140,6 +146,7 @@ class FocusDETR(nn.Module):
             maps: feature levels, [B, d, h, w] each.
             levels: their shapes and valid regions.
             targets: as in `forward`.
+            share: as in `forward`.
         """
         tokens = flatten_levels(maps)  # [B, N, d]
         positions = self.position(levels)  # [1 or B, N, d]
@@ -155,7 +162,7 @@ class FocusDETR(nn.Module):
         )
         start = self.proposals(memory, token_boxes, self.class_heads[-1], self.box_heads[-1])
 
-        layers, denoising = self._decode(memory, levels, padding_mask, start, targets)
+        layers, denoising = self._decode(memory, levels, padding_mask, start, targets, share)
         meta = None if denoising is None else denoising.meta
         slots = 0 if meta is None else meta.padded_size
         *aux_outputs, last = [_queries(layer, slice(slots, None)) for layer in layers]
@@ -183,6 +190,7 @@ class FocusDETR(nn.Module):
         padding_mask: Tensor | None,
         start: QueryStart,
         targets: Sequence[Target] | None,
+        share: BatchShare | None,
     ) -> tuple[list[LayerOutput], DenoisingBatch | None]:
         """Predictions of every decoder layer, denoising slots first."""
         count = start.indices.shape[1]
@@ -192,7 +200,7 @@ class FocusDETR(nn.Module):
         references = start.pred_boxes.detach()
         batch = None
         if self.training and self.denoising is not None and targets is not None:
-            batch = self.denoising(targets, count)
+            batch = self.denoising(targets, count, share)
             if batch is None:
                 # Without boxes the embedding would get no gradient, and distributed training waits
                 # for one.

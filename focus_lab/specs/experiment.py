@@ -29,6 +29,11 @@ class TrialSpec(Spec):
     seed: NonNegativeInt = 0
     """Seed of weights, order, augmentation and noise."""
 
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrialSpec:
+        _check_division(self.training, self.compute)
+        return self
+
     @property
     def fingerprint(self) -> str:
         """Hash of everything that can change a number: compute is left out."""
@@ -46,6 +51,14 @@ class TrialSpec(Spec):
     def fills_a_batch(self) -> bool:
         """Whether there are images for one batch; what a folder holds is not known here."""
         return self.data.kind != "shapes" or self.training.batch_size <= self.data.num_train
+
+
+def _check_division(training: TrainingSpec, compute: ComputeSpec) -> None:
+    if training.batch_size % compute.workers:
+        raise ValueError(
+            "training.batch_size: must be a multiple of compute.workers, "
+            f"got {training.batch_size} for {compute.workers}; each worker computes an equal part"
+        )
 
 
 class GridSearch(Spec):
@@ -131,6 +144,11 @@ class ExperimentSpec(Spec):
         default={"coco/AP": "max", "cost/gflops": "min"}
     )
     """Metric -> direction; the report's Pareto front is over these."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> ExperimentSpec:
+        _check_division(self.training, self.compute)
+        return self
 
     @property
     def base(self) -> TrialSpec:

@@ -37,12 +37,15 @@ METRICS = (
     "train/data_share",
     "train/seconds",
     "train/steps",
+    "train/accumulation",
     "loss/total",
 )  # fmt: skip
 """Metrics that every trial has."""
 
-_FAMILIES = re.compile(r"coco/AP_class/.+|tokens/kept_(layer|level)_\d+|loss/[a-z0-9_]+")
-"""Metrics that depend on the classes, the layers, the losses of a trial."""
+_FAMILIES = re.compile(
+    r"coco/AP_class/.+|tokens/kept_(layer|level)_\d+|loss/[a-z0-9_]+|system/node\d+/[a-z_]+"
+)
+"""Metrics that depend on the classes, the layers, the losses, the machines of a trial."""
 
 
 def is_metric(name: str) -> bool:

@@ -110,8 +110,9 @@ class ComputeSpec(Spec):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
-    workers: Literal[1] = 1
-    """Training processes a trial."""
+    workers: PositiveInt = 1
+    """Training processes a trial, on any number of machines; each computes its part of every batch,
+    so training.batch_size must be a multiple of it."""
     gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs a worker; fractions let small trials share one."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -125,4 +126,13 @@ class ComputeSpec(Spec):
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints within an epoch; null writes none there."""
     max_failures: NonNegativeInt = 2
-    """How often a trial that lost its process is started again within one sweep."""
+    """How often a trial that lost a worker, or whose workers hung, is started again."""
+    max_preemptions: NonNegativeInt = 20
+    """How often a trial is started again after its machine was taken back with notice."""
+    halve_on_out_of_memory: bool = False
+    """Whether a trial that runs out of memory goes on with half the images a micro-batch and twice
+    the accumulation: the same effective batch."""
+    stall_timeout_s: PositiveFloat = 1800.0
+    """Seconds without a step, by any worker, after which a trial counts as hung."""
+    placement_timeout_s: PositiveFloat = 600.0
+    """Seconds that a trial of several workers waits for room for all of them at once."""

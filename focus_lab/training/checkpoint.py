@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,6 @@ class Checkpoint:
     """Optimizer steps done."""
     model: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
-    rng: dict[str, torch.Tensor]
     averages: dict[str, float]
     """Sums of the running epoch's metrics."""
     history: list[tuple[int, Metrics]] = field(default_factory=list)
@@ -85,7 +84,10 @@ def load(path: Path) -> Checkpoint:
         with warnings.catch_warnings():
             # A foreign pickle is refused below, in our words.
             warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        # Versions before this one kept more.
+        known = {part.name for part in fields(Checkpoint)}
+        return Checkpoint(**{name: part for name, part in saved.items() if name in known})
     except FileNotFoundError:
         raise WeightsError(
             f"{path}: no such checkpoint; trials keep theirs under checkpoints/"

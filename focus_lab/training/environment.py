@@ -1,4 +1,4 @@
-"""Where a trial runs: device, seeds, and the facts that its manifest records."""
+"""Where a trial runs: device, and the facts that its manifest records."""
 
 from __future__ import annotations
 
@@ -26,26 +26,6 @@ def choose_device(compute: ComputeSpec) -> torch.device:
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise UserError("compute.device: no usable GPU, got 'cuda'; set it to cpu or auto")
     return torch.device("cuda" if compute.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def seed_everything(seed: int) -> None:
-    """Seed torch's generators; the data pipeline draws from its own (seed, epoch, image)."""
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, torch.Tensor]:
-    """State of torch's generators."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_rng(state: dict[str, torch.Tensor]) -> None:
-    """Put torch's generators back into `state`."""
-    torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
 
 
 def describe() -> dict[str, Any]:

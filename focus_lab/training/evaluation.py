@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from focus_lab.model.output import ModelOutput
 from focus_lab.model.postprocess import Detections, postprocess
 from focus_lab.specs.model import ModelSpec
 from focus_lab.training.reporter import Metrics
+from focus_lab.training.workers import ALONE, Workers
 
 # Order of COCOeval.stats.
 _STATS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
@@ -31,25 +33,29 @@ def evaluate(
     dataset: DetectionDataset,
     device: torch.device,
     autocast: torch.dtype | None = None,
+    workers: Workers = ALONE,
 ) -> Metrics:
     """AP by pycocotools and token statistics over a data set.
 
     Args:
         model: the detector; left in evaluation mode.
         spec: its spec.
-        loader: batches of the data set.
+        loader: this worker's batches of the data set.
         dataset: ground truth, category ids and class names.
         device: where the model is.
         autocast: type of the forward pass; None for full precision.
+        workers: all workers of the trial; each of them calls this.
 
     Returns:
-        `coco/*` in [0, 1] (-1 where the data set has no such box, as pycocotools) and `tokens/*`.
+        The same for every worker: `coco/*` in [0, 1] (-1 where the data set has no such box, as
+        pycocotools) and `tokens/*`.
     """
     model.eval()
     rows: list[dict[str, object]] = []
     tokens = TokenStatistics(spec)
     with torch.inference_mode():
         for host_batch in loader:
+            workers.goes_on("evaluating a batch")
             batch = host_batch.to(device)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 output = model(batch.images, batch.sizes)
@@ -57,7 +63,14 @@ def evaluate(
             for image_id, detections in zip(batch.image_ids, found, strict=True):
                 rows += _coco_rows(image_id, detections, dataset.category_ids)
             tokens.update(output, batch)
-    return coco_metrics(dataset, rows) | tokens.metrics()
+    metrics: Metrics = {}
+    if everybodys := workers.gather((rows, tokens)):
+        for more_rows, more_tokens in everybodys[1:]:
+            rows += more_rows
+            tokens.add(more_tokens)
+        workers.goes_on("computing AP")
+        metrics = coco_metrics(dataset, rows) | tokens.metrics()
+    return cast(Metrics, workers.broadcast(metrics))
 
 
 def detect(output: ModelOutput, batch: Batch, num_detections: int) -> list[Detections]:
@@ -161,6 +174,13 @@ class TokenStatistics:
         self.kept_by_level += torch.stack([(level >= 1).sum() for level in levels]).cpu()
         selected = output["token_selection"]
         self.valid += float(sum(selected.valid_counts) if selected else depth.numel())
+
+    def add(self, other: TokenStatistics) -> None:
+        """Count what another worker counted."""
+        for name in ("images", "valid", "foreground", "recalled", "recalled_last"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.kept += other.kept
+        self.kept_by_level += other.kept_by_level
 
     def metrics(self) -> Metrics:
         """Means an image, as `tokens/*`."""

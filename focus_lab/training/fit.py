@@ -34,9 +34,6 @@ from focus_lab.training.cost import (
 from focus_lab.training.environment import (
     choose_device,
     describe,
-    restore_rng,
-    rng_state,
-    seed_everything,
 )
 from focus_lab.training.evaluation import evaluate
 from focus_lab.training.folder import (
@@ -47,9 +44,11 @@ from focus_lab.training.folder import (
     make_folder,
 )
 from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
+from focus_lab.training.machine import MachineLoad
 from focus_lab.training.optimization import LearningRate, build_optimizer
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
+from focus_lab.training.workers import ALONE, Workers
 
 _COST_IMAGES = 32
 
@@ -69,15 +68,20 @@ class TrialResult:
         return self.history[-1][1]
 
 
-def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
+def fit(
+    spec: TrialSpec, reporter: Reporter, folder: Path, workers: Workers = ALONE, parts: int = 1
+) -> TrialResult:
     """Train one trial to its end, from its newest checkpoint when there is one.
 
-    A resumed trial computes the same numbers, bit for bit on a CPU, as one never interrupted.
+    A resumed trial computes the same numbers, bit for bit on a CPU, as one never interrupted; and
+    several workers the same as one, but for the order of sums.
 
     Args:
         spec: the trial.
         reporter: told about every epoch that this call trains; the result has earlier ones too.
-        folder: the trial's folder; checkpoints, manifest and samples go there.
+        folder: the trial's folder; the first worker writes checkpoints, manifest and samples there.
+        workers: all workers of the trial; each of them calls this.
+        parts: into how many smaller ones each micro-batch of the spec is divided.
 
     Raises:
         UserError: data, weights or folder cannot be used, or the folder is another trial's.
@@ -86,30 +90,39 @@ def fit(spec: TrialSpec, reporter: Reporter, folder: Path) -> TrialResult:
     """
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
-    make_folder(folder)
     train_set, val_set = build_datasets(spec.data)
-    seed_everything(spec.seed)
+    torch.manual_seed(spec.seed)
     reset_peak_memory(device)
     model = build_model(spec.model, len(train_set.class_names)).to(device)
     _check_effective(spec, model)
-    trial = _Trial(spec, model, train_set, val_set, device, reporter, checkpoint_folder(folder))
-    trial.restore(checkpoints.latest(checkpoint_folder(folder)))
-    if trial.progress.epoch == 0 and trial.progress.batch == 0:
-        manifest = _manifest(spec, model, train_set, val_set)
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    else:
-        check_same_inputs(folder, input_digests(spec, train_set, val_set))
-    costs = _costs(model, val_set, spec)
+    costs: Metrics = {}
+    saved = None
+    if workers.first:
+        make_folder(folder)
+        saved = checkpoints.latest(checkpoint_folder(folder))
+        if saved is None:
+            manifest = _manifest(spec, model, train_set, val_set, workers)
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        else:
+            check_same_inputs(folder, input_digests(spec, train_set, val_set))
+        costs = _costs(model, val_set, spec)
+    trial = _Trial(
+        spec, model, train_set, val_set, device, reporter, checkpoint_folder(folder), workers, parts
+    )
+    saved, costs = workers.broadcast((saved, costs))
+    trial.restore(saved)
+    load = MachineLoad(workers)
     while trial.progress.epoch < spec.training.epochs:
-        metrics = trial.run_epoch() | costs
+        metrics = trial.run_epoch() | costs | load.measure()
         _check_kept(spec, metrics)
         epoch = trial.progress.epoch
         trial.history.append((epoch, metrics))
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
             trial.save()
         reporter.report(epoch, metrics)
-    with trial.evaluated_weights():
-        write_samples(model, val_set, spec, device, folder / SAMPLES)
+    if workers.first:
+        with trial.evaluated_weights():
+            write_samples(model, val_set, spec, device, folder / SAMPLES)
     return TrialResult(trial.history)
 
 
@@ -144,10 +157,12 @@ class _Trial:
         device: torch.device,
         reporter: Reporter,
         folder: Path,
+        workers: Workers,
+        parts: int,
     ) -> None:
-        training, workers = spec.training, spec.compute.loader_workers
+        training, loaders = spec.training, spec.compute.loader_workers
         self.spec, self.model, self.val_set, self.device = spec, model, val_set, device
-        self.reporter, self.folder = reporter, folder
+        self.reporter, self.folder, self.workers = reporter, folder, workers
         self.progress = Progress()
         self.history: list[tuple[int, Metrics]] = []
         loader = build_train_loader(
@@ -155,14 +170,18 @@ class _Trial:
             spec.data,
             batch_size=training.batch_size,
             seed=spec.seed,
-            workers=workers,
+            workers=loaders,
+            rank=workers.rank,
+            world_size=workers.size,
             pin_memory=device.type == "cuda",
         )
         self.eval_loader = build_eval_loader(
             val_set,
             spec.data,
             batch_size=training.evaluation_batch_size,
-            workers=workers,
+            workers=loaders,
+            rank=workers.rank,
+            world_size=workers.size,
             pin_memory=device.type == "cuda",
         )
         steps_per_epoch = len(loader)
@@ -177,9 +196,12 @@ class _Trial:
             ),
             loader,
             training,
+            spec.seed,
             device,
             self.average,
             self._after_step,
+            workers,
+            parts,
         )
 
     def run_epoch(self) -> Metrics:
@@ -195,6 +217,7 @@ class _Trial:
                     self.val_set,
                     self.device,
                     AUTOCAST[training.precision],
+                    self.workers,
                 )
         metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
         return metrics
@@ -206,7 +229,8 @@ class _Trial:
     def _after_step(self) -> None:
         progress, spec = self.progress, self.spec
         if progress.step % spec.training.log_every == 0:
-            mean = progress.averages["loss/total"] / progress.batch
+            # As far as this worker has seen.
+            mean = progress.averages["loss/total"] * self.workers.size / progress.batch
             steps = self.loop.steps_per_epoch
             self.reporter.progress(progress.epoch + 1, progress.batch, steps, mean)
         every = spec.compute.checkpoint_every_steps
@@ -214,7 +238,10 @@ class _Trial:
             self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of everything, as it stands."""
+        """Write a checkpoint of everything, as it stands; every worker must call it."""
+        self.loop.collect(self.progress)
+        if not self.workers.first:
+            return
         checkpoint = Checkpoint(
             spec=self.spec.model_dump(mode="json"),
             class_names=list(self.val_set.class_names),
@@ -223,7 +250,6 @@ class _Trial:
             step=self.progress.step,
             model=self.model.state_dict(),
             optimizer=self.loop.optimizer.state_dict(),
-            rng=rng_state(),
             averages=self.progress.averages,
             history=self.history,
             ema=self.average.state if self.average else None,
@@ -246,9 +272,9 @@ class _Trial:
             self.average.state = {k: v.to(self.device) for k, v in saved.ema.items()}
         if saved.scaler:
             self.loop.scaler.load_state_dict(saved.scaler)
-        self.progress = Progress(saved.epoch, saved.batch, saved.step, saved.averages)
+        averages = saved.averages if self.workers.first else {}
+        self.progress = Progress(saved.epoch, saved.batch, saved.step, averages)
         self.history = list(saved.history)
-        restore_rng(saved.rng)
 
 
 def _without_compute(spec: dict[str, Any]) -> dict[str, Any]:
@@ -322,13 +348,18 @@ def evaluation_shapes(dataset: DetectionDataset, spec: DataSpec) -> list[tuple[i
 
 
 def _manifest(
-    spec: TrialSpec, model: FocusDETR, train_set: DetectionDataset, val_set: DetectionDataset
+    spec: TrialSpec,
+    model: FocusDETR,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset,
+    workers: Workers,
 ) -> dict[str, Any]:
     """What it takes to do this trial again."""
     return {
         "spec": spec.model_dump(mode="json"),
         "fingerprint": spec.fingerprint,
         "seed": spec.seed,
+        "workers": workers.size,
         "effective_token_selection": model.effective_token_selection,
         "ops_implementation": model.implementation,
         "ops_build": library_state().build if model.implementation == "compiled" else None,

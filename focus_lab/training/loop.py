@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from focus_lab.data.loader import Batch, TrainLoader
+from focus_lab.data.streams import Stream, stream_seed
 from focus_lab.errors import NonFiniteLossError
 from focus_lab.model.criterion import Criterion
+from focus_lab.model.denoising import BatchShare
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.specs.training import TrainingSpec
 from focus_lab.training.average import WeightAverage
 from focus_lab.training.optimization import LearningRate
 from focus_lab.training.reporter import Metrics
+from focus_lab.training.workers import ALONE, Workers
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """spec.precision -> autocast type."""
@@ -33,7 +38,7 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     averages: dict[str, float] = field(default_factory=dict)
-    """Sums over the running epoch."""
+    """Sums over the running epoch: of all workers after `TrainingLoop.collect`."""
 
 
 class TrainingLoop:
@@ -44,11 +49,14 @@ class TrainingLoop:
         criterion: its losses.
         optimizer: with the recipe's groups.
         learning_rate: sets the groups' rates before each step.
-        loader: training batches; one an optimizer step.
+        loader: training batches; one an optimizer step, this worker's part of it.
         spec: the recipe.
+        seed: the trial's.
         device: where the model is.
         average: averaged weights, or None.
         on_step: called after every optimizer step that was not skipped.
+        workers: all workers of the trial.
+        parts: into how many smaller ones each micro-batch of the spec is divided.
     """
 
     def __init__(
@@ -59,11 +67,18 @@ class TrainingLoop:
         learning_rate: LearningRate,
         loader: TrainLoader,
         spec: TrainingSpec,
+        seed: int,
         device: torch.device,
         average: WeightAverage | None,
         on_step: Callable[[], None],
+        workers: Workers = ALONE,
+        parts: int = 1,
     ) -> None:
         self.model = model
+        self.workers = workers
+        self.accumulation = spec.accumulation * parts
+        self.wrapped = workers.wrap(model)
+        self.seed = seed
         self.criterion = criterion
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -86,12 +101,15 @@ class TrainingLoop:
         Raises:
             NonFiniteLossError: a loss or gradient is not finite; the images are named.
         """
-        self.model.train()
+        # Through the wrapper, which keeps a mode of its own.
+        self.wrapped.train()
         self.loader.set_epoch(progress.epoch, start_batch=progress.batch)
         sums = progress.averages
         counted = asked = time.perf_counter()
+        self.workers.goes_on("waiting for a batch")
         for batch in self.loader:
             got = time.perf_counter()
+            self.workers.goes_on("computing a step")
             stepped = self._step(batch, progress)
             # With the sums, because a resumed epoch is timed over all of its attempts.
             done = time.perf_counter()
@@ -100,20 +118,39 @@ class TrainingLoop:
             counted = done
             if stepped:
                 self.on_step()
+            self.workers.goes_on("waiting for a batch")
             asked = time.perf_counter()
-        seconds = sums.pop("seconds", 0.0) + time.perf_counter() - counted
-        waited = sums.pop("waited", 0.0)
-        metrics = {name: value / max(1, progress.batch) for name, value in sums.items()}
-        images = progress.batch * self.spec.batch_size
+        sums["seconds"] = sums.get("seconds", 0.0) + time.perf_counter() - counted
+        batches = progress.batch
+        self.collect(progress)
+        metrics: Metrics = self.workers.broadcast(self._means(progress.averages, batches))
         metrics |= {
             "train/lr": self.optimizer.param_groups[0]["lr"],
-            "train/images_per_second": images / max(seconds, 1e-9),
-            "train/data_share": waited / max(seconds, 1e-9),
-            "train/seconds": seconds,
             "train/steps": float(progress.step),
+            "train/accumulation": float(self.accumulation),
         }
         progress.epoch, progress.batch, progress.averages = progress.epoch + 1, 0, {}
         return metrics
+
+    def collect(self, progress: Progress) -> None:
+        """Let the first worker have everybody's sums of the running epoch; others begin anew."""
+        progress.averages = self.workers.sum_of(progress.averages)
+
+    def _means(self, sums: dict[str, float], batches: int) -> Metrics:
+        """Means of an epoch, from the sums of all workers."""
+        size = self.workers.size
+        seconds, waited = (sums.get(name, 0.0) / size for name in ("seconds", "waited"))
+        metrics = {
+            # A worker's losses are its share of the batch's; the norm is everybody's.
+            name: value / max(1, batches) / (1 if name.startswith("loss/") else size)
+            for name, value in sums.items()
+            if name not in ("seconds", "waited")
+        }
+        return metrics | {
+            "train/images_per_second": batches * self.spec.batch_size / max(seconds, 1e-9),
+            "train/data_share": waited / max(seconds, 1e-9),
+            "train/seconds": seconds,
+        }
 
     def _step(self, batch: Batch, progress: Progress) -> bool:
         """One optimizer step: the gradient is that of the whole batch, whatever its parts.
@@ -121,36 +158,55 @@ class TrainingLoop:
         Returns:
             Whether the weights changed: a scaler skips a step whose scaled gradient overflows.
         """
-        steps = progress.step
-        boxes = sum(len(target["labels"]) for target in batch.targets)
+        steps, step = progress.step, progress.epoch * self.steps_per_epoch + progress.batch
+        rank = self.workers.rank
+        # Nothing depends on what was drawn before: a resumed run draws as an uninterrupted one.
+        torch.manual_seed(stream_seed(Stream.DROPOUT, step, rank, self.seed))
+        noise = stream_seed(Stream.NOISE, step, 0, self.seed)
+        counts = [len(target["labels"]) for target in batch.targets]
+        everybodys = self.workers.all_counts([sum(counts), max(counts, default=0)])
+        boxes = sum(theirs for theirs, _ in everybodys)
+        most = max(theirs for _, theirs in everybodys)
+        before = sum(theirs for theirs, _ in everybodys[:rank])
+        self.workers.goes_on("computing gradients")
         numbers: dict[str, float] = {}
-        for part in batch.split(self.spec.accumulation):
-            share = len(part) / len(batch)
-            for name, number in self._backward(part, share, boxes, progress).items():
-                numbers[name] = numbers.get(name, 0.0) + number
+        parts = batch.split(self.accumulation)
+        for number, part in enumerate(parts, start=1):
+            share = BatchShare(before, boxes, most, noise)
+            before += sum(len(target["labels"]) for target in part.targets)
+            with contextlib.nullcontext() if number == len(parts) else self._unsynchronised():
+                losses = self._backward(part, share, progress)
+            for name, value in losses.items():
+                numbers[name] = numbers.get(name, 0.0) + value
         numbers["train/grad_norm"] = self._optimizer_step(batch, progress)
         progress.batch += 1
-        for name, number in numbers.items():
-            progress.averages[name] = progress.averages.get(name, 0.0) + number
+        for name, value in numbers.items():
+            progress.averages[name] = progress.averages.get(name, 0.0) + value
         return progress.step > steps
 
-    def _backward(
-        self, part: Batch, share: float, boxes: int, progress: Progress
-    ) -> dict[str, float]:
+    def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients of a part that is not the last stay here: the last one's carry them along."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            return self.wrapped.no_sync()
+        return contextlib.nullcontext()
+
+    def _backward(self, part: Batch, share: BatchShare, progress: Progress) -> dict[str, float]:
         """Add the gradient of a part; returns its losses, which sum up to those of the batch."""
         part = part.to(self.device)
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            output = self.model(part.images, part.sizes, part.targets)
+            output = self.wrapped(part.images, part.sizes, part.targets, share)
         try:
             # Class and box losses are divided by the boxes of the whole batch: parts add up.
-            losses = self.criterion(output, part.targets, part.sizes, num_boxes=boxes)
+            losses = self.criterion(output, part.targets, part.sizes, num_boxes=share.boxes)
         except NonFiniteLossError as error:
             raise self._not_finite("the matching cost", part, progress) from error
         if "loss_foreground" in losses:
             # A mean over images: each part counts by its images.
-            losses["loss_foreground"] = losses["loss_foreground"] * share
+            losses["loss_foreground"] = losses["loss_foreground"] * (
+                len(part) / self.spec.batch_size
+            )
         total = self.criterion.total(losses)
         # One transfer for everything that is logged, and for the check.
         names = ["loss/total", *(f"loss/{name.removeprefix('loss_')}" for name in losses)]
@@ -158,7 +214,8 @@ class TrainingLoop:
         numbers = dict(zip(names, values.double().tolist(), strict=True))
         if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
             raise self._not_finite(", ".join(bad), part, progress)
-        torch.autograd.backward(self.scaler.scale(total))
+        # Gradients are means over workers, losses are shares of a sum.
+        torch.autograd.backward(self.scaler.scale(total * self.workers.size))
         return numbers
 
     def _optimizer_step(self, batch: Batch, progress: Progress) -> float:

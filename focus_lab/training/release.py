@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from focus_lab.data.dataset import build_dataset
 from focus_lab.errors import WeightsError
 from focus_lab.model.weight_files import read_weights
@@ -44,7 +42,6 @@ def convert_checkpoint(source: Path, spec: TrialSpec, target: Path) -> None:
         step=0,
         model=state,
         optimizer={},
-        rng={"cpu": torch.get_rng_state()},
         averages={},
     )
     checkpoints.write(checkpoint, target)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import family_of, is_alive
 from rich.console import Console
 
 from focus_lab.data.export import write_shapes
@@ -34,7 +35,7 @@ DEADLINE_S = 240
 # No two runs share these.
 TIMED = (
     "train/images_per_second", "train/data_share", "train/seconds", "cost/peak_memory_mib",
-    "cost/latency_ms", "cost/latency_p95_ms",
+    "cost/latency_ms", "cost/latency_p95_ms", "system/",
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def curves(result: dict[str, Any], record: Any) -> dict[str, Any]:
         names[trial.id]: {
             name: points
             for name, points in trial.curves.items()
-            if name not in TIMED and name != "tokens/keep_ratio"
+            if not name.startswith(TIMED) and name != "tokens/keep_ratio"
         }
         for trial in record.trials
     }
@@ -145,21 +146,6 @@ def test_a_trial_whose_process_is_killed_goes_on_and_ends_the_same(
     assert found == undisturbed(spec)
 
 
-def family_of(pid: int) -> dict[int, str]:
-    """Processes below one: id -> command line."""
-    listing = subprocess.run(
-        ["ps", "-A", "-ww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
-    )
-    rows = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
-    found: dict[int, str] = {}
-    parents = {pid}
-    while parents:
-        below = {int(row[0]): " ".join(row[2:]) for row in rows if int(row[1]) in parents}
-        found |= below
-        parents = set(below)
-    return found
-
-
 def kill_trials() -> list[int]:
     """Kill -9 the processes below this one in which trials train."""
     found = [
@@ -230,14 +216,6 @@ class Sweep:
             if not alive or time.monotonic() > deadline:
                 return alive
             time.sleep(0.1)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that waits for its parent to look does not."""
-    state = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    return bool(state) and not state.startswith("Z")
 
 
 def in_the_middle(text: str) -> bool:

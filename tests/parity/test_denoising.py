@@ -30,7 +30,7 @@ def queries_of(case, formula, draws=None):
         case["label_noise_ratio"],
         case["box_noise_scale"],
         inverse_sigmoid_eps=1e-3,
-        noise_source=lambda count, classes: draws,
+        noise_source=lambda count, classes, generator: draws,
     )
     weight = formula.parameter("label_enc.weight", CONFIG["label_enc_shape"], CONFIG["fill_salt"])
     module.label_embedding.load_state_dict({"weight": weight})

@@ -68,7 +68,7 @@ def build(tensors, formula, dtype):
         sign=tensors["noise_sign01"] * 2.0 - 1.0,
         part=tensors["noise_rand_part"],
     )
-    model.denoising.noise_source = lambda count, classes: draws
+    model.denoising.noise_source = lambda count, classes, generator: draws
     return spec, model.to(dtype).train()
 
 

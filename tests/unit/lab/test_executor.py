@@ -14,6 +14,7 @@ from focus_lab.lab.executor import ERROR_LOG, InProcessExecutor, TrialJob, expla
 from focus_lab.lab.progress import PROGRESS, TrialProgress
 from focus_lab.lab.worker import WorkerReporter
 from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training.workers import ALONE, Workers
 
 
 class Told:
@@ -105,9 +106,13 @@ def test_the_steps_of_a_worker_are_seen_in_the_table(
 ) -> None:
     made = job(tmp_path, "a", tiny_trial())
     made.folder.mkdir()
-    reporter = WorkerReporter(made, lambda epoch, metrics: None)
+    reporter = WorkerReporter(made, lambda epoch, metrics: None, ALONE)
     reporter.progress(1, 3, 4, 2.5)
     shown = TrialProgress("a", 2, made.folder, state="RUNNING")
     assert shown.done() == 0.75
     assert shown.loss == 2.5
     assert [path.name for path in made.folder.iterdir()] == [PROGRESS]
+    # Another worker's steps are not the trial's.
+    other = WorkerReporter(made, lambda epoch, metrics: None, Workers(rank=1, size=2))
+    other.progress(2, 1, 4, 0.5)
+    assert shown.done() == 0.75

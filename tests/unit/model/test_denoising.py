@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focus_lab.model.boxes import cxcywh_to_xyxy
-from focus_lab.model.denoising import DenoisingQueries, NoiseDraws, draw_noise
+from focus_lab.model.denoising import BatchShare, DenoisingQueries, NoiseDraws, draw_noise
 
 CLASSES, WIDTH, QUERIES = 6, 8, 5
 
@@ -125,7 +125,7 @@ def test_draws_have_their_ranges():
 def test_draws_come_from_the_given_source():
     asked = []
 
-    def source(count, classes):
+    def source(count, classes, generator):
         asked.append((count, classes))
         return NoiseDraws(
             u_label=torch.zeros(count),
@@ -138,6 +138,26 @@ def test_draws_come_from_the_given_source():
     batch = queries(targets_of(3, 1), QUERIES)
     assert asked == [(2 * 4 * 4, CLASSES)]
     assert torch.equal(batch.content[0, 0], queries.label_embedding.weight[4])
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=5), st.data())
+def test_parts_of_a_batch_get_the_queries_of_the_whole(counts, data):
+    cut = data.draw(st.integers(1, len(counts) - 1))
+    queries, targets = module(), targets_of(*counts)
+    boxes, most = sum(counts), max(counts)
+    whole = queries(targets, QUERIES, BatchShare(0, boxes, most, 5))
+    first = queries(targets[:cut], QUERIES, BatchShare(0, boxes, most, 5))
+    second = queries(targets[cut:], QUERIES, BatchShare(sum(counts[:cut]), boxes, most, 5))
+    if boxes == 0:
+        assert whole is first is second is None
+        return
+    assert torch.equal(torch.cat((first.content, second.content)), whole.content)
+    logits = torch.cat((first.reference_logits, second.reference_logits))
+    assert torch.equal(logits, whole.reference_logits)
+    assert first.meta == second.meta == whole.meta
+    # Somebody without a box has a gradient all the same: other workers wait for it.
+    assert all(part.content.requires_grad for part in (first, second))
 
 
 def test_unused_slots_are_zero():

@@ -10,29 +10,7 @@ import torch
 from focus_lab.errors import UserError
 from focus_lab.specs.training import ComputeSpec
 from focus_lab.training import environment
-from focus_lab.training.environment import (
-    choose_device,
-    describe,
-    restore_rng,
-    rng_state,
-    seed_everything,
-)
-
-
-def test_equal_seeds_give_equal_draws_and_others_do_not() -> None:
-    draws = []
-    for seed in (3, 3, 4):
-        seed_everything(seed)
-        draws.append(torch.rand(5))
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
-
-
-def test_a_restored_state_repeats_the_draws() -> None:
-    state = rng_state()
-    first = torch.rand(5)
-    restore_rng(state)
-    assert torch.equal(torch.rand(5), first)
+from focus_lab.training.environment import choose_device, describe
 
 
 def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

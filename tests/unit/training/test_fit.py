@@ -70,7 +70,14 @@ def exact(history: list[tuple[int, Metrics]]) -> list[tuple[int, Metrics]]:
     """Without what no two runs share: times and memory."""
     timed = ("train/images_per_second", "train/data_share", "train/seconds", "cost/peak_memory_mib")
     return [
-        (epoch, {name: value for name, value in metrics.items() if name not in timed})
+        (
+            epoch,
+            {
+                name: value
+                for name, value in metrics.items()
+                if name not in timed and not name.startswith("system/")
+            },
+        )
         for epoch, metrics in history
     ]
 

@@ -22,10 +22,7 @@ from focus_lab.training.optimization import LearningRate, build_optimizer
 MakeTrial = Callable[..., TrialSpec]
 
 # Normalises over groups of channels: nothing depends on which images share a batch.
-NO_BATCH_STATISTICS = {
-    "backbone": {"kind": "resnet", "depth": 18, "frozen_stages": 5},
-    "denoising": {"enabled": False},
-}
+NO_BATCH_STATISTICS = {"backbone": {"kind": "resnet", "depth": 18, "frozen_stages": 5}}
 
 
 def make_loop(
@@ -47,6 +44,7 @@ def make_loop(
         rate,
         loader,
         training,
+        spec.seed,
         torch.device("cpu"),
         None,
         on_step,

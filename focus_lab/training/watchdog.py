@@ -1,0 +1,100 @@
+"""The watchdog ends a worker that has stopped making steps, after saying where it stands."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+EXIT_CODE = 74
+"""Of a worker that its watchdog has ended."""
+
+
+def stall_file(folder: Path, rank: int) -> Path:
+    """Where a hung worker says what it did: a line of JSON, then the stacks of its threads."""
+    return folder / f"stalled-{rank}.txt"
+
+
+def _leave() -> None:
+    # Not an exception: the main thread is stuck in a call that no exception would reach.
+    os._exit(EXIT_CODE)
+
+
+class Watchdog:
+    """Watches that a worker says often enough that it goes on.
+
+    Args:
+        folder: the trial's folder.
+        rank: this worker.
+        timeout_s: seconds of silence that are too many.
+        leave: called at last; must not return in earnest.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rank: int,
+        timeout_s: float,
+        leave: Callable[[], None] = _leave,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._timeout_s = stall_file(folder, rank), timeout_s
+        self._leave, self._clock = leave, clock
+        self._doing, self._since = "starting", clock()
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Begin to watch."""
+        self._path.unlink(missing_ok=True)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Watch no more."""
+        self._closed.set()
+
+    def goes_on(self, doing: str) -> None:
+        """The worker is alive, and begins with something: `waiting for a batch`, for example."""
+        self._doing, self._since = doing, self._clock()
+
+    def bark_if_late(self) -> bool:
+        """Say where the worker stands and end it, when it has been silent for too long."""
+        silent = self._clock() - self._since
+        if silent < self._timeout_s:
+            return False
+        with self._path.open("w") as file:
+            file.write(json.dumps({"doing": self._doing, "seconds": round(silent, 1)}) + "\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        self._leave()
+        return True
+
+    def _watch(self) -> None:
+        pause = min(5.0, self._timeout_s / 4)
+        while not self._closed.wait(pause):
+            if self.bark_if_late():
+                return
+
+
+def read_stalls(folder: Path) -> dict[int, dict[str, Any]]:
+    """Rank -> {doing, seconds} of the workers of a trial that were found hung."""
+    found: dict[int, dict[str, Any]] = {}
+    for path in folder.glob("stalled-*.txt"):
+        try:
+            line = path.read_text().splitlines()[0]
+            found[int(path.stem.removeprefix("stalled-"))] = json.loads(line)
+        except (OSError, ValueError, IndexError):
+            continue
+    return dict(sorted(found.items()))
