@@ -22,6 +22,7 @@ from rich.table import Table
 from focus_lab.errors import FocusLabError, SpecError, UserError
 
 if TYPE_CHECKING:
+    from focus_lab.lab.executor import Executor
     from focus_lab.lab.lab import Lab
     from focus_lab.specs.experiment import ExperimentSpec
     from focus_lab.specs.plan import Plan
@@ -85,15 +86,36 @@ def sweep(
             help="ray: side by side under Ray Tune; in-process: one after the other, here."
         ),
     ] = ExecutorName.RAY,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            envvar="FOCUS_LAB_ADDRESS",
+            help="Ray cluster to run on: HOST:PORT, or auto for the one of this machine.",
+        ),
+    ] = None,
+    ship: Annotated[
+        bool, typer.Option("--ship", help="Send this package to the cluster's machines.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run an experiment to its report; run it again to continue."""
+    from focus_lab.lab.executor import InProcessExecutor
+    from focus_lab.lab.tune_executor import TuneExecutor
     from focus_lab.specs.load import load_experiment
 
     spec, plan = load_experiment(file, settings)
     cells = tuple(only or ())
     plan.check_names(cells)
-    _run(spec, plan, cells, out_dir, store, tracking_uri, executor, as_json)
+    chosen: Executor = InProcessExecutor()
+    if executor is ExecutorName.RAY:
+        chosen = TuneExecutor(spec.compute, address, ship=ship)
+    elif spec.compute.workers > 1:
+        raise SpecError(
+            "compute.workers: --executor in-process has this process only, got "
+            f"{spec.compute.workers}; set it to 1 or take --executor ray"
+        )
+    _run(spec, plan, cells, out_dir, store, tracking_uri, chosen, as_json)
 
 
 @app.command()
@@ -106,7 +128,9 @@ def train(
     tracking_uri: Tracking = None,
     as_json: Json = False,
 ) -> None:
-    """Train one trial of the base spec in this process; kept as the experiment NAME-train."""
+    """Train one trial of the base spec, one worker in this process; kept as NAME-train."""
+    from focus_lab.lab.executor import InProcessExecutor
+    from focus_lab.lab.tune_executor import TuneExecutor
     from focus_lab.specs.experiment import ExperimentSpec
     from focus_lab.specs.load import load_experiment
     from focus_lab.specs.plan import plan
@@ -117,7 +141,10 @@ def train(
         "name": f"{spec.name}-train",
     }
     single = ExperimentSpec.model_validate(content)
-    _run(single, plan(single), (), out_dir, store, tracking_uri, ExecutorName.IN_PROCESS, as_json)
+    chosen: Executor = InProcessExecutor()
+    if spec.compute.workers > 1:
+        chosen = TuneExecutor(spec.compute)
+    _run(single, plan(single), (), out_dir, store, tracking_uri, chosen, as_json)
 
 
 @app.command("plan")
@@ -497,16 +524,16 @@ def _run(
     out_dir: Path,
     store: str | None,
     tracking_uri: str | None,
-    executor: ExecutorName,
+    executor: Executor,
     as_json: bool,
 ) -> None:
     from focus_lab.lab.launch import launch
     from focus_lab.lab.progress import make_progress
 
     talk.print(f"{spec.name}: {len(plan.trials)} trials of {len(plan.cells)} cells")
-    with launch(spec, plan, out_dir, store, tracking_uri, executor) as (lab, started):
-        progress = make_progress(talk, started.concurrent_trials)
-        lab.sweep(spec, plan, started, progress, cells=cells)
+    with launch(spec, plan, out_dir, store, tracking_uri, executor=executor) as lab:
+        progress = make_progress(talk, executor.concurrent_trials)
+        lab.sweep(spec, plan, executor, progress, cells=cells)
         result = _print_result(lab, spec.name, as_json)
     failed = [trial for trial in result["trials"] if trial["status"] == "FAILED"]
     if failed:

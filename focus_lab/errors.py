@@ -7,7 +7,9 @@ FocusLabError
 │   ├── WeightsError          a checkpoint or weight file does not fit
 │   └── OutputError           a place to write to is not writable
 ├── StoreError                the lab's store cannot be used
+│   └── StoreUnreachableError    it does not answer: it may come back
 ├── TrackerError              MLflow cannot be used
+│   └── TrackerUnreachableError  it does not answer: it may come back
 └── TrialError                a trial ended without its result
     ├── NonFiniteLossError    the loss is not finite; never retried
     └── EffectiveSpecError    the built model does not do what its cell says; never retried
@@ -60,8 +62,16 @@ class StoreError(UserError):
     """The lab's store cannot be used; check the path or URL given by --store."""
 
 
+class StoreUnreachableError(StoreError):
+    """The lab's store does not answer; start its server, or choose another with --store."""
+
+
 class TrackerError(UserError):
     """The MLflow store cannot be used; check the path or URL given by --tracking-uri."""
+
+
+class TrackerUnreachableError(TrackerError):
+    """MLflow does not answer; start its server, or choose another with --tracking-uri."""
 
 
 class TrialError(FocusLabError):

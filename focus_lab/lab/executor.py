@@ -58,6 +58,12 @@ class Listener(Protocol):
 class Executor(Protocol):
     """Carries out trials."""
 
+    def start(self) -> None:
+        """Set up what it needs; safe to call ahead, and again."""
+
+    def stop(self) -> None:
+        """Give back what was set up."""
+
     @property
     def concurrent_trials(self) -> int:
         """How many trials run side by side."""
@@ -91,6 +97,12 @@ class InProcessExecutor:
     """Carries out one trial after the other in this process: for debugging and tests."""
 
     concurrent_trials = 1
+
+    def start(self) -> None:
+        """There is nothing to set up."""
+
+    def stop(self) -> None:
+        """There is nothing to give back."""
 
     def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
         """Carry out all jobs in order."""

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.driver import trial_folder
-from focus_lab.lab.executor import Executor, InProcessExecutor
+from focus_lab.lab.executor import Executor
 from focus_lab.lab.lab import Lab, open_lab, store_path, store_url
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Store
-from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 from focus_lab.training.folder import check_same_inputs
@@ -31,9 +30,12 @@ def launch(
     home: Path,
     store: str | None = None,
     tracking: str | None = None,
-    executor: str = "ray",
-) -> Iterator[tuple[Lab, Executor]]:
-    """A lab and a started executor, once data and weights of every cell are known to be usable.
+    *,
+    executor: Executor,
+) -> Iterator[Lab]:
+    """A lab, once data and weights of every cell are known to be usable.
+
+    The executor is started if anything is left to carry out.
 
     Args:
         spec: the experiment.
@@ -41,7 +43,7 @@ def launch(
         home: the lab's folder.
         store: URL of the store; None for SQLite in `home`.
         tracking: MLflow tracking URI; None for a store in `home`.
-        executor: `ray` or `in-process`.
+        executor: will carry out the trials; stopped in the end.
 
     Raises:
         UserError: data, weights, folder, store or tracker cannot be used; nothing was recorded.
@@ -51,18 +53,15 @@ def launch(
         # One after the other: Alembic, which MLflow uses as well, is not safe among threads.
         done = _done(spec, home, store)
         opened = pool.submit(_open, checked, stack, home, store, tracking)
-        started: Executor = InProcessExecutor()
-        if executor == "ray" and any(trial.fingerprint not in done for trial in plan.trials):
-            tune = TuneExecutor(spec.compute)
+        if any(trial.fingerprint not in done for trial in plan.trials):
             # Ray wants the main thread, for its signal handlers.
-            stack.callback(tune.stop)
-            tune.start()
-            started = tune
+            stack.callback(executor.stop)
+            executor.start()
         digests = checked.result()
         for trial in plan.trials:
             if folder := done.get(trial.fingerprint):
                 check_same_inputs(folder, digests.get(trial.cell, {}))
-        yield opened.result(), started
+        yield opened.result()
 
 
 def _done(spec: ExperimentSpec, home: Path, store: str | None) -> dict[str, Path]:

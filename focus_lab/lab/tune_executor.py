@@ -99,7 +99,13 @@ class TuneExecutor:
 
     @property
     def concurrent_trials(self) -> int:
-        """How many trials the cluster has room for; it must be started."""
+        """How many trials the cluster has room for; 1 before it is started.
+
+        Raises:
+            UserError: this machine has no room for a single trial.
+        """
+        if not self._started:
+            return 1
         import ray
 
         needs = self._needs()

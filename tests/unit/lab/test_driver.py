@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from focus_lab.errors import StoreError
+from focus_lab.errors import (
+    StoreError,
+    StoreUnreachableError,
+    TrackerUnreachableError,
+    UserError,
+)
+from focus_lab.lab import recorder
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Failure, Listener, TrialJob
+from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, StaleTrialError, Store
@@ -34,6 +42,10 @@ class FakeExecutor:
     """Carries out trials as a script says: one entry a trial, or success."""
 
     concurrent_trials = 1
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
 
     def __init__(self, *scripts: Callable[[str, Listener], None]) -> None:
         self._scripts = list(scripts)
@@ -305,3 +317,93 @@ def test_folders_are_readable_and_differ_by_fingerprint(store: Store, record: Re
     folder = trial_folder(made, trial)
     assert folder.parent == made.folder / "trials"
     assert folder.name == f"keep_ratio=0.5-seed0-{trial.fingerprint[:8]}"
+
+
+# Outages and installations
+
+
+class Outage:
+    """Makes a method of store or tracker fail some times, before or after it has worked."""
+
+    def __init__(
+        self, of: Any, method: str, error: Exception, times: int, *, after: bool = False
+    ) -> None:
+        self._original, self._error, self._after = getattr(of, method), error, after
+        self.left = times
+        setattr(of, method, self)
+
+    def __call__(self, *args: Any, **more: Any) -> Any:
+        if self.left and self._after:
+            self._original(*args, **more)
+        if self.left:
+            self.left -= 1
+            raise self._error
+        return self._original(*args, **more)
+
+
+@pytest.fixture
+def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder, "Patience", partial(Patience, sleep=lambda seconds: None))
+
+
+@pytest.mark.usefixtures("no_sleep")
+@pytest.mark.parametrize("after", [False, True])
+def test_a_store_that_is_away_for_a_while_loses_no_change_of_state(
+    bench: Bench, record: Record, after: bool
+) -> None:
+    made = record(0.1)
+    notes: list[str] = []
+    # The answer may be lost after the change was made.
+    times = 1 if after else 3
+    outage = Outage(bench.store, "move", StoreUnreachableError("store: gone"), times, after=after)
+    bench.drive(made, FakeExecutor(), notes.append)
+    assert outage.left == 0
+    assert bench.states(made) == [S]
+    assert [trial.attempts for trial in bench.store.trials(made.id)] == [1]
+    assert len(notes) == 1
+
+
+@pytest.mark.usefixtures("no_sleep")
+def test_a_tracker_that_is_away_stops_nothing_and_has_every_number_in_the_end(
+    bench: Bench, record: Record
+) -> None:
+    made = record(0.1)
+    notes: list[str] = []
+    Outage(bench.tracker, "log_epoch", TrackerUnreachableError("MLflow: gone"), 2)
+    Outage(bench.tracker, "start_run", TrackerUnreachableError("MLflow: gone"), 1)
+    bench.drive(made, FakeExecutor(), notes.append)
+    [run] = bench.tracker.runs.values()
+    assert run.curves["coco/AP"] == [(1, 0.1), (2, 0.2), (3, 0.3)]
+    assert bench.states(made) == [S]
+    assert notes == ["MLflow: gone; trials go on, their numbers are kept and told later"]
+
+
+def test_a_broken_installation_ends_the_sweep_and_no_trial_is_called_failed(
+    bench: Bench, record: Record
+) -> None:
+    def stale(trial_id: str, listener: Listener) -> None:
+        listener.started(trial_id)
+        listener.failed(trial_id, Failure("CompiledOpError", "compiled operators: stale"))
+
+    made = record(0.1, 0.5)
+    executor = FakeExecutor(stale)
+    with pytest.raises(UserError, match="compiled operators: stale"):
+        bench.drive(made, executor)
+    assert len(executor.jobs) == 1
+    assert bench.states(made) == [P, P]
+
+
+def test_an_attempt_that_goes_on_by_itself_is_counted_and_told(
+    bench: Bench, record: Record
+) -> None:
+    def twice(trial_id: str, listener: Listener) -> None:
+        listener.started(trial_id)
+        listener.again(trial_id, Failure("WorkerLost", "worker 1 was lost; going on"))
+        listener.succeeded(trial_id, HISTORY)
+
+    made = record(0.1)
+    notes: list[str] = []
+    bench.drive(made, FakeExecutor(twice), notes.append)
+    [trial] = bench.store.trials(made.id)
+    assert (trial.state, trial.attempts) == (S, 2)
+    assert notes == [f"{trial.name}: worker 1 was lost; going on"]

@@ -12,6 +12,7 @@ import torch
 from focus_lab.data.export import write_shapes
 from focus_lab.errors import DataError, WeightsError
 from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.executor import InProcessExecutor
 from focus_lab.lab.lab import store_url
 from focus_lab.lab.launch import check_inputs, launch
 from focus_lab.lab.states import TrialState
@@ -35,7 +36,7 @@ def test_missing_data_is_an_error_and_leaves_no_file(
     home = tmp_path / "runs"
     with (
         pytest.raises(DataError, match="nowhere"),
-        launch(spec, plan(spec), home, executor="in-process"),
+        launch(spec, plan(spec), home, executor=InProcessExecutor()),
     ):
         pass
     assert not home.exists()
@@ -69,12 +70,12 @@ def test_data_that_changed_under_a_trial_that_is_done_is_refused(
     store.close()
     folder = make_folder(trial_folder(experiment, trial))
     (folder / MANIFEST).write_text(json.dumps({"inputs": check_inputs(made)["baseline"]}))
-    with launch(spec, made, tmp_path, executor="in-process"):
+    with launch(spec, made, tmp_path, executor=InProcessExecutor()):
         pass
     annotations = tmp_path / "data" / split["annotations"]
     annotations.write_text(annotations.read_text() + " ")
     with (
         pytest.raises(DataError, match=r"data\.train: has changed .*; restore it, or give"),
-        launch(spec, made, tmp_path, executor="in-process"),
+        launch(spec, made, tmp_path, executor=InProcessExecutor()),
     ):
         pass

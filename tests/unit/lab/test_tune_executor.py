@@ -12,17 +12,21 @@ import pytest
 from focus_lab.errors import DataError
 from focus_lab.lab import worker
 from focus_lab.lab.executor import TrialJob
-from focus_lab.lab.tune_executor import EPOCH, FAILURE, HISTORY, METRICS, OUTCOME, train_trial
+from focus_lab.lab.train_workers import EPOCH, METRICS
+from focus_lab.lab.tune_executor import AGAIN, FAILURE, HISTORY, OUTCOME, train_trial
 from focus_lab.lab.tune_executor import _make_relay as make_relay
+from focus_lab.specs.training import ComputeSpec
 
 pytestmark = pytest.mark.slow  # importing Ray takes seconds
 
+NEEDS = {"cpu": 1.0, "gpu": 0.0}
 HISTORY_OF_TWO = [(1, {"coco/AP": 0.1}), (2, {"coco/AP": 0.2})]
 
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> dict[str, TrialJob]:
-    return {name: TrialJob(name, name, {}, tmp_path / name) for name in ("a", "b")}
+    spec = {"training": {"batch_size": 4}}
+    return {name: TrialJob(name, name, spec, tmp_path / name) for name in ("a", "b")}
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def test_a_trial_reports_its_epochs_and_then_its_history(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def carry_out(job: TrialJob, on_epoch: Callable[..., None]) -> Any:
+    def carry_out(job: TrialJob, on_epoch: Callable[..., None], *_: object) -> Any:
         assert job is jobs["b"]
         for epoch, metrics in HISTORY_OF_TWO:
             on_epoch(epoch, metrics)
@@ -48,7 +52,7 @@ def test_a_trial_reports_its_epochs_and_then_its_history(
 
     monkeypatch.setattr(worker, "carry_out", carry_out)
     monkeypatch.chdir(tmp_path)
-    train_trial({"trial_id": "b"}, jobs, origin=Path("/"))
+    train_trial({"trial_id": "b"}, jobs, ComputeSpec(), NEEDS, origin=Path("/"))
     assert Path.cwd() == Path("/")
     assert reports == [
         {EPOCH: 1, METRICS: {"coco/AP": 0.1}},
@@ -64,9 +68,34 @@ def test_an_error_is_an_outcome_and_not_a_lost_worker(
         raise DataError("data: broken, got nothing; mend it")
 
     monkeypatch.setattr(worker, "carry_out", carry_out)
-    train_trial({"trial_id": "a"}, jobs, origin=Path("/a folder that another machine has"))
+    elsewhere = Path("/a folder that another machine has")
+    train_trial({"trial_id": "a"}, jobs, ComputeSpec(), NEEDS, origin=elsewhere)
     failure = {"kind": "DataError", "message": "data: broken, got nothing; mend it"}
     assert reports == [{OUTCOME: FAILURE, FAILURE: failure}]
+
+
+def test_exhausted_memory_goes_on_with_half_the_images_when_asked_to(
+    jobs: dict[str, TrialJob], reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def carry_out(job: TrialJob, on_epoch: object, workers: object, parts: int) -> Any:
+        seen.append(parts)
+        if parts < 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return HISTORY_OF_TWO
+
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    compute = ComputeSpec(halve_on_out_of_memory=True)
+    train_trial({"trial_id": "a"}, jobs, compute, NEEDS, origin=Path("/"))
+    assert seen == [1, 2, 4]
+    assert [report[AGAIN]["kind"] for report in reports[:2]] == ["OutOfMemory"] * 2
+    assert "going on with 1 instead of 2 images at a time" in reports[1][AGAIN]["message"]
+    assert reports[2] == {OUTCOME: "success", HISTORY: HISTORY_OF_TWO}
+    # A later sweep begins where this one found room.
+    seen.clear()
+    train_trial({"trial_id": "a"}, jobs, compute, NEEDS, origin=Path("/"))
+    assert seen == [4]
 
 
 class Told:
