@@ -28,7 +28,7 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	PATH="$$PATH:$(abspath $(BIN))" uv pip install --quiet --python $(BIN)/python \
-		--constraint constraints.txt --group dev -r pyproject.toml
+		--constraint constraints.txt --group dev --all-extras -r pyproject.toml
 	PATH="$$PATH:$(abspath $(BIN))" FOCUS_LAB_OPS=off uv pip install --quiet --python $(BIN)/python \
 		--no-deps --no-build-isolation --editable .
 	touch $@

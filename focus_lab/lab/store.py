@@ -26,6 +26,12 @@ from focus_lab.specs.plan import Plan
 _BUSY_MS = 5000
 """How long SQLite waits for another writer, in milliseconds."""
 
+_FAILURE_LENGTH = 64
+"""What the table has room for; PostgreSQL, unlike SQLite, insists."""
+
+_MIGRATION_LOCK = 7_210_653_114
+"""Who brings a PostgreSQL store up to date holds this lock; any number that nobody else uses."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -81,7 +87,9 @@ class Store:
     """Experiments and trials in a database.
 
     Args:
-        url: SQLAlchemy URL, for example `sqlite:///runs/lab.db`.
+        url: SQLAlchemy URL, for example `sqlite:///runs/lab.db`, or
+            `postgresql+psycopg://user@host/database` with the password in PGPASSWORD or in the file
+            that PGPASSFILE names.
         create: whether a missing SQLite file is made.
 
     Raises:
@@ -97,6 +105,11 @@ class Store:
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
         except (sa.exc.ArgumentError, ImportError) as error:
             shown = re.sub(r"://[^/]*@", "://***@", url)
+            if isinstance(error, ImportError) and re.match(r"postgresql(\+psycopg)?:", url):
+                raise StoreError(
+                    f"--store: PostgreSQL needs its driver, got {error}; "
+                    "install focus-lab[postgresql]"
+                ) from error
             raise StoreError(
                 f"--store: is not a usable database URL, got {shown!r}; "
                 "for example sqlite:///runs/lab.db"
@@ -109,6 +122,9 @@ class Store:
             )
         try:
             with self._explained(), self._engine.begin() as connection:
+                if self._engine.dialect.name == "postgresql":
+                    # Processes of several machines may open a new store at the same moment.
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                 config = Config()
                 config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
                 config.attributes["connection"] = connection
@@ -127,12 +143,17 @@ class Store:
     def open(self, spec: ExperimentSpec, folder: Path) -> Experiment:
         """The experiment of this name as it is; made, without trials, when there is none."""
         with self._session() as session:
-            row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
+            named = sa.select(ExperimentRow).where(ExperimentRow.name == spec.name)
+            row = session.scalar(named)
             if row is None:
                 row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=_now())
                 row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
-                session.add(row)
-                session.flush()
+                try:
+                    with session.begin_nested():
+                        session.add(row)
+                except sa.exc.IntegrityError:
+                    # Somebody else made it at the same moment.
+                    row = session.scalars(named).one()
             return _experiment(row)
 
     def record(
@@ -232,14 +253,14 @@ class Store:
         Raises:
             LeaseHeldError: another process holds an unexpired lease.
         """
-        now = _now()
-        free = sa.or_(
-            ExperimentRow.lease_owner.is_(None),
-            ExperimentRow.lease_owner == owner,
-            ExperimentRow.lease_owner.in_(dead),
-            ExperimentRow.lease_expires_at < now,
-        )
         with self._session() as session:
+            now = self._now(session)
+            free = sa.or_(
+                ExperimentRow.lease_owner.is_(None),
+                ExperimentRow.lease_owner == owner,
+                ExperimentRow.lease_owner.in_(dead),
+                ExperimentRow.lease_expires_at < now,
+            )
             changed = session.execute(
                 sa.update(ExperimentRow)
                 .where(ExperimentRow.id == experiment_id, free)
@@ -298,8 +319,8 @@ class Store:
         values: dict[str, Any] = {
             "state": state,
             "version": trial.version + 1,
-            "failure": failure,
-            "message": message,
+            "failure": failure and _storable(failure)[:_FAILURE_LENGTH],
+            "message": message and _storable(message),
             "ended_at": now if state.is_terminal else None,
         }
         if state is TrialState.RUNNING:
@@ -329,6 +350,13 @@ class Store:
             )
         return replace(trial, tracking_run_id=run_id)
 
+    def _now(self, session: Session) -> datetime:
+        """The clock that leases run by: a server's own, for the machines' clocks may differ."""
+        if self._engine.dialect.name != "postgresql":
+            return _now()
+        clock: sa.Function[datetime] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
+        return session.execute(sa.select(clock)).scalar_one()
+
     @contextlib.contextmanager
     def _session(self) -> Iterator[Session]:
         with self._explained(), Session(self._engine) as session, session.begin():
@@ -343,16 +371,21 @@ class Store:
                 f"store {self.url}: was made by a newer focus_lab, got {error}; "
                 "upgrade focus_lab or choose another --store"
             ) from error
-        except sa.exc.OperationalError as error:
-            raise StoreError(
-                f"store {self.url}: cannot be used, got {error.orig}; "
-                "close the process that locks it, check the path, or choose another --store"
-            ) from error
-        except sa.exc.DatabaseError as error:
-            raise StoreError(
-                f"store {self.url}: is not a focus_lab store, got {error.orig}; "
-                "choose another --store"
-            ) from error
+        except (sa.exc.DatabaseError, sa.exc.TimeoutError) as error:
+            got = " ".join(str(getattr(error, "orig", error)).split())
+            if self._engine.dialect.name != "sqlite":
+                problem = "cannot be used"
+                remedy = (
+                    "check that its server runs and may be reached, that user, password "
+                    "(PGPASSWORD) and database are right and the user may make tables"
+                )
+            elif isinstance(error, sa.exc.OperationalError):
+                problem = "cannot be used"
+                remedy = "close the process that locks it, check the path"
+            else:
+                problem, remedy = "is not a focus_lab store", ""
+            remedy += ", or choose another --store" if remedy else "choose another --store"
+            raise StoreError(f"store {self.url}: {problem}, got {got}; {remedy}") from error
 
 
 def _rename_old_tables(connection: sa.Connection) -> None:
@@ -378,6 +411,14 @@ def _configure_sqlite(connection: Any, _: object) -> None:
 
 def _rows(result: Any) -> int:
     return int(result.rowcount)
+
+
+def _storable(text: str) -> str:
+    """What every database takes: PostgreSQL refuses zero bytes, and no driver has half characters.
+
+    Names of broken files bring them into messages.
+    """
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _now() -> datetime:

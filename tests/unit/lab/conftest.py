@@ -1,4 +1,4 @@
-"""A store in a temporary folder, with an experiment in it."""
+"""A store, with an experiment in it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import postgresql as servers
 import pytest
 
 from focus_lab.lab.store import Experiment, Store
@@ -15,9 +16,33 @@ from focus_lab.specs.plan import plan
 RATIO = "model.token_selection.keep_ratio"
 
 
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[servers.PostgreSQL]:
+    """One PostgreSQL server for the whole test run."""
+    if reason := servers.why_not():
+        pytest.skip(reason)
+    with servers.server() as started:
+        yield started
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+def database() -> str:
+    """Which kind of database the store is in; test files may offer several."""
+    return "sqlite"
+
+
+@pytest.fixture
+def store_url(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """URL of an empty database."""
+    if database == "postgresql":
+        server: servers.PostgreSQL = request.getfixturevalue("postgresql")
+        return server.new_database()
+    return f"sqlite:///{tmp_path / 'lab.db'}"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store(store_url)
     yield opened
     opened.close()
 

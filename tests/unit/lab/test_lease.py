@@ -20,6 +20,11 @@ OURS = f"{HOST}:{os.getpid()}:{_started(os.getpid())}:"
 PARENTS = f"{HOST}:{os.getppid()}:{_started(os.getppid())}:0a1b2c3d"
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def database(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def ended_process() -> int:
     process = subprocess.Popen([sys.executable, "-c", ""])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sqlite3
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +26,17 @@ P, R, S, F, C = TrialState
 Record = Callable[..., Experiment]
 
 WAYS: dict[TrialState, tuple[TrialState, ...]] = {P: (), R: (R,), S: (R, S), F: (R, F), C: (C,)}
+
+
+ON_A_SERVER = pytest.param("postgresql", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["sqlite", ON_A_SERVER])
+def database(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+on_sqlite = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 
 
 def bring(store: Store, trial: Trial, state: TrialState) -> Trial:
@@ -97,6 +111,17 @@ def test_attempts_times_and_reasons_are_kept(store: Store, record: Record) -> No
     assert (failed.failure, failed.message) == ("OutOfMemory", "memory is exhausted")
     assert failed.ended_at is not None
     assert again(store, trial) == failed
+
+
+def test_reasons_of_any_length_and_with_any_character_are_kept(
+    store: Store, record: Record
+) -> None:
+    running = store.move(store.trials(record(0.5).id)[0], R)
+    broken = b"photo\xff.jpg".decode("utf-8", "surrogateescape")
+    failed = store.move(running, F, failure="Error" * 50, message=f"{broken}: \0 of 5 bytes")
+    assert failed.failure == ("Error" * 50)[:64]
+    assert failed.message == "photo\\udcff.jpg: \\0 of 5 bytes"
+    assert again(store, running) == failed
 
 
 @settings(
@@ -220,6 +245,7 @@ def test_the_lease_of_a_dead_owner_is_taken_over(store: Store, record: Record) -
     assert store.lease_owner(made.id) == "host:2"
 
 
+@on_sqlite
 def test_a_lease_runs_out(store: Store, record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     made = record(0.5)
     store.take_lease(made.id, "host:1", 60, set())
@@ -230,6 +256,67 @@ def test_a_lease_runs_out(store: Store, record: Record, monkeypatch: pytest.Monk
     monkeypatch.setattr(stores, "_now", lambda: now + stores.timedelta(seconds=61))
     store.take_lease(made.id, "host:2", 60, set())
     assert store.lease_owner(made.id) == "host:2"
+
+
+@pytest.mark.parametrize("database", [ON_A_SERVER], indirect=True)
+@pytest.mark.parametrize("days", [-1, 1])
+def test_a_machine_whose_clock_is_wrong_neither_takes_nor_keeps_a_lease(
+    store: Store, record: Record, monkeypatch: pytest.MonkeyPatch, days: int
+) -> None:
+    made = record(0.5)
+    store.take_lease(made.id, "host:1", 60, set())
+    now = stores._now()
+    monkeypatch.setattr(stores, "_now", lambda: now + stores.timedelta(days=days))
+    with pytest.raises(LeaseHeldError):
+        store.take_lease(made.id, "host:2", 60, set())
+    store.take_lease(made.id, "host:1", -1, set())
+    store.take_lease(made.id, "host:2", 60, set())
+    assert store.lease_owner(made.id) == "host:2"
+
+
+# What several processes do at the same moment
+
+
+@pytest.mark.parametrize("database", [ON_A_SERVER], indirect=True)
+def test_a_new_store_may_be_opened_by_many_at_once(
+    store_url: str, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    together = threading.Barrier(6)
+
+    def open_and_record(_: int) -> str:
+        together.wait(30)
+        opened = Store(store_url)
+        together.wait(30)
+        found = opened.open(tiny_experiment(), tmp_path).id
+        opened.close()
+        return found
+
+    with ThreadPoolExecutor(6) as pool:
+        assert len(set(pool.map(open_and_record, range(6)))) == 1
+
+
+def test_of_many_who_want_a_lease_or_a_trial_at_once_one_gets_it(
+    store: Store, record: Record
+) -> None:
+    made = record(0.5)
+    seen = store.trials(made.id)[0]
+    together = threading.Barrier(6)
+
+    def attempt(number: int) -> list[str]:
+        got = []
+        together.wait(30)
+        with contextlib.suppress(LeaseHeldError):
+            store.take_lease(made.id, f"host:{number}", 60, set())
+            got.append("lease")
+        together.wait(30)
+        with contextlib.suppress(StaleTrialError):
+            store.move(seen, R)
+            got.append("trial")
+        return got
+
+    with ThreadPoolExecutor(6) as pool:
+        got = list(itertools.chain.from_iterable(pool.map(attempt, range(6))))
+    assert sorted(got) == ["lease", "trial"]
 
 
 # What cannot be used
@@ -251,6 +338,7 @@ def test_a_folder_that_takes_no_file_is_said(tmp_path: Path, folder: str) -> Non
         Store(f"sqlite:///{tmp_path / folder / 'lab.db'}")
 
 
+@on_sqlite
 def test_a_locked_database_is_said(
     tmp_path: Path, store: Store, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,11 +364,22 @@ def test_a_database_that_another_program_keeps_for_itself_is_said(
     other.close()
 
 
-def test_a_store_of_a_newer_version_is_said(tmp_path: Path, store: Store) -> None:
+def test_a_store_of_a_newer_version_is_said(store_url: str, store: Store) -> None:
     with store._engine.begin() as connection:
         connection.execute(sa.text("UPDATE focus_lab_version SET version_num = '9999'"))
     with pytest.raises(StoreError, match=r"was made by a newer focus_lab, got .*9999.*upgrade"):
-        Store(f"sqlite:///{tmp_path / 'lab.db'}")
+        Store(store_url)
+
+
+@pytest.mark.parametrize("database", [ON_A_SERVER], indirect=True)
+def test_a_server_that_refuses_is_said_with_what_to_check(store_url: str) -> None:
+    url = sa.make_url(store_url).set(database="nothing")
+    with pytest.raises(StoreError, match=r'cannot be used, got .*"nothing" does not exist; check'):
+        Store(url.render_as_string(hide_password=False))
+    nowhere = "postgresql+psycopg://user:secret@127.0.0.1:1/lab"
+    with pytest.raises(StoreError, match=r"cannot be used, got .*; check that its ser") as caught:
+        Store(nowhere)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["lab.db", "nonsense://x/y", "postgresql+nothing://x/y"])
@@ -295,25 +394,29 @@ def test_a_password_is_not_printed(tmp_path: Path) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_two_stores_on_one_file_see_each_other(
-    tmp_path: Path, store: Store, record: Record
+def test_two_stores_on_one_database_see_each_other(
+    store_url: str, store: Store, record: Record
 ) -> None:
     made = record(0.5)
-    second = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    second = Store(store_url)
     trial = second.trials(made.id)[0]
     second.move(trial, R)
     assert again(store, trial).state is R
     second.close()
 
 
-def test_a_store_lives_beside_mlflow_in_one_database(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "both.db") as other:
-        other.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-        other.execute("INSERT INTO alembic_version VALUES ('mlflow')")
-        other.execute("CREATE TABLE experiments (experiment_id INTEGER)")
-    other.close()
+def test_a_store_lives_beside_mlflow_in_one_database(store_url: str) -> None:
+    other = sa.create_engine(store_url)
+    with other.begin() as connection:
+        for statement in (
+            "CREATE TABLE alembic_version (version_num VARCHAR(32))",
+            "INSERT INTO alembic_version VALUES ('mlflow')",
+            "CREATE TABLE experiments (experiment_id INTEGER)",
+        ):
+            connection.execute(sa.text(statement))
+    other.dispose()
     for _ in range(2):
-        opened = Store(f"sqlite:///{tmp_path / 'both.db'}")
+        opened = Store(store_url)
         assert opened.experiments() == []
         with opened._engine.connect() as connection:
             rows = connection.execute(sa.text("SELECT version_num FROM alembic_version"))
@@ -322,7 +425,7 @@ def test_a_store_lives_beside_mlflow_in_one_database(tmp_path: Path) -> None:
 
 
 def test_a_store_with_the_old_names_of_tables_goes_on(
-    tmp_path: Path, store: Store, record: Record
+    store_url: str, store: Store, record: Record
 ) -> None:
     made = record(0.1, 0.2)
     trials = store.trials(made.id)
@@ -331,7 +434,7 @@ def test_a_store_with_the_old_names_of_tables_goes_on(
     with store._engine.begin() as connection:
         for before, after in zip(old, new, strict=True):
             connection.execute(sa.text(f"ALTER TABLE {after} RENAME TO {before}"))
-    opened = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+    opened = Store(store_url)
     assert opened.trials(made.id) == trials
     assert set(sa.inspect(opened._engine).get_table_names()) == set(new)
     opened.move(trials[0], R)

@@ -1,0 +1,123 @@
+"""A PostgreSQL server of the distribution's binaries, for tests: no port, gone with the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+_START_SECONDS = 30
+_USER = "focus_lab"
+
+
+def binaries() -> Path | None:
+    """The folder of the newest server on this computer; distributions keep it off the PATH."""
+    found = sorted(
+        (path.parent for path in Path("/usr/lib/postgresql").glob("*/bin/initdb")),
+        key=lambda folder: float(folder.parent.name),
+    )
+    if found:
+        return found[-1]
+    config = shutil.which("pg_config")
+    if config:
+        told = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=False)
+        folder = Path(told.stdout.strip())
+        if (folder / "initdb").exists():
+            return folder
+    return None
+
+
+def why_not() -> str | None:
+    """Why there can be no server; None where there can."""
+    if binaries() is None:
+        return "no PostgreSQL server is installed"
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        return "PostgreSQL refuses to run as root, and there is no setpriv to become another user"
+    return None
+
+
+def account() -> pwd.struct_passwd | None:
+    """Whom the server runs as; None: whoever runs the tests."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise AssertionError("this computer has no user but root")
+
+
+def as_account(*command: str | Path) -> list[str | Path]:
+    """The command as the server's user, ended in haste when this process dies."""
+    user = account()
+    if user is None:
+        return ["setpriv", "--pdeathsig", "QUIT", "--", *command]
+    identity = [f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
+    return ["setpriv", *identity, "--pdeathsig", "QUIT", "--", *command]
+
+
+class PostgreSQL:
+    """A running server. It listens on a socket in its folder only, and trusts everybody there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def new_database(self) -> str:
+        """SQLAlchemy URL of a fresh database."""
+        import psycopg
+
+        name = f"t{uuid.uuid4().hex}"
+        with psycopg.connect(
+            host=str(self._folder), user=_USER, dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}"
+
+
+@contextlib.contextmanager
+def server() -> Iterator[PostgreSQL]:
+    """A server within the context; what it stored is lost afterwards."""
+    place = binaries()
+    assert place is not None
+    # Not a folder of pytest's: those are closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="focus-lab-pg-"))
+    try:
+        if user := account():
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        data = folder / "data"
+        subprocess.run(
+            as_account(
+                place / "initdb", "--no-sync", "--auth=trust", f"--username={_USER}",
+                "--encoding=UTF8", "--no-locale", "--pgdata", data,
+            ),
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        with (folder / "log.txt").open("w") as log:
+            process = subprocess.Popen(
+                as_account(
+                    place / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=",
+                    # Safe against the death of the computer it need not be.
+                    "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
+                ),
+                cwd=folder, stdout=log, stderr=log,
+            )  # fmt: skip
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            ready = [place / "pg_isready", "--quiet", "--host", folder]
+            while subprocess.run(ready, check=False).returncode:
+                alive = process.poll() is None and time.monotonic() < deadline
+                assert alive, (folder / "log.txt").read_text()
+                time.sleep(0.05)
+            yield PostgreSQL(folder)
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
+    finally:
+        shutil.rmtree(folder)
