@@ -423,6 +423,29 @@ def bench_ops(
         out.print(as_text(result), soft_wrap=True)
 
 
+@bench_app.command("evaluate")
+def bench_evaluate(
+    images: Annotated[int, typer.Option(help="Images of the made-up data set.")] = 5000,
+    detections: Annotated[int, typer.Option(help="Detections an image.")] = 300,
+    classes: Annotated[int, typer.Option(help="Classes of the data set.")] = 80,
+    rounds: Annotated[int, typer.Option(help="How often each is run.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """faster-coco-eval against pycocotools on the same detections; the numbers must agree."""
+    from focus_lab.training.scoring_bench import bench_evaluate as bench
+
+    result = bench(images, detections, classes, rounds, lambda text: talk.print(text))
+    if as_json:
+        _print_json(result)
+        return
+    table = _table("case", "faster-coco-eval", "pycocotools", "ratio", "largest difference", "AP")
+    for row in result["rows"]:
+        seconds = [f"{row[key] / 1000:.2f} s" for key in ("ours_ms", "against_ms")]
+        difference, ap = f"{row['largest_difference']:.1g}", f"{row['AP']:.3f}"
+        table.add_row(row["case"], *seconds, f"{row['ratio']:.1f}", difference, ap)
+    out.print(table)
+
+
 @app.command()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A released Focus-DETR checkpoint.")],

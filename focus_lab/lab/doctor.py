@@ -55,7 +55,15 @@ def _python(home: Path) -> Iterator[Finding]:
 
 
 def _packages(home: Path) -> Iterator[Finding]:
-    for name in ("torch", "torchvision", "timm", "pycocotools", "ray", "mlflow"):
+    for name in (
+        "torch",
+        "torchvision",
+        "timm",
+        "pycocotools",
+        "faster_coco_eval",
+        "ray",
+        "mlflow",
+    ):
         try:
             importlib.import_module(name)
             yield Finding(name, True, importlib.metadata.version(name))

@@ -71,8 +71,9 @@ def evaluate_checkpoint(
             workers=spec.compute.loader_workers, pin_memory=device.type == "cuda",
         )  # fmt: skip
         metrics = evaluate(
-            model, spec.model, loader, val_set, device, AUTOCAST[spec.training.precision]
-        )
+            model, spec.model, loader, val_set, device, AUTOCAST[spec.training.precision],
+            spec.compute.evaluator,
+        )  # fmt: skip
         shapes = evaluation_shapes(val_set, spec.data)
         rows.append({"tokens/keep_ratio": ratio} | metrics | mean_cost(model, shapes).metrics())
     return rows

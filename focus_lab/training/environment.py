@@ -14,7 +14,10 @@ import torch
 from focus_lab.errors import UserError
 from focus_lab.specs.training import ComputeSpec
 
-_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pycocotools", "ray", "mlflow", "focus-lab")
+_PACKAGES = (
+    "torch", "torchvision", "timm", "numpy", "pycocotools", "faster-coco-eval", "ray", "mlflow",
+    "focus-lab",
+)  # fmt: skip
 
 
 def choose_device(compute: ComputeSpec) -> torch.device:

@@ -1,16 +1,11 @@
-"""Evaluation: detections on the validation images, pycocotools' AP, and what the selector kept."""
+"""Evaluation: detections on the validation images, their AP, and what the selector kept."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import cast
 
-import numpy as np
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from focus_lab.data.dataset import DetectionDataset
 from focus_lab.data.loader import Batch
@@ -20,10 +15,8 @@ from focus_lab.model.output import ModelOutput
 from focus_lab.model.postprocess import Detections, postprocess
 from focus_lab.specs.model import ModelSpec
 from focus_lab.training.reporter import Metrics
+from focus_lab.training.scoring import Evaluator, Found, coco_metrics
 from focus_lab.training.workers import ALONE, Workers
-
-# Order of COCOeval.stats.
-_STATS = ("AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL")
 
 
 def evaluate(
@@ -33,9 +26,10 @@ def evaluate(
     dataset: DetectionDataset,
     device: torch.device,
     autocast: torch.dtype | None = None,
+    evaluator: Evaluator = "pycocotools",
     workers: Workers = ALONE,
 ) -> Metrics:
-    """AP by pycocotools and token statistics over a data set.
+    """AP and token statistics over a data set.
 
     Args:
         model: the detector; left in evaluation mode.
@@ -44,6 +38,7 @@ def evaluate(
         dataset: ground truth, category ids and class names.
         device: where the model is.
         autocast: type of the forward pass; None for full precision.
+        evaluator: who computes AP.
         workers: all workers of the trial; each of them calls this.
 
     Returns:
@@ -51,7 +46,7 @@ def evaluate(
         pycocotools) and `tokens/*`.
     """
     model.eval()
-    rows: list[dict[str, object]] = []
+    parts: list[Found] = []
     tokens = TokenStatistics(spec)
     with torch.inference_mode():
         for host_batch in loader:
@@ -61,15 +56,16 @@ def evaluate(
                 output = model(batch.images, batch.sizes)
             found = detect(output, batch, spec.num_detections)
             for image_id, detections in zip(batch.image_ids, found, strict=True):
-                rows += _coco_rows(image_id, detections, dataset.category_ids)
+                parts.append(Found.of_image(image_id, detections, dataset.category_ids))
             tokens.update(output, batch)
     metrics: Metrics = {}
-    if everybodys := workers.gather((rows, tokens)):
-        for more_rows, more_tokens in everybodys[1:]:
-            rows += more_rows
+    if everybodys := workers.gather((Found.joined(parts), tokens)):
+        for _, more_tokens in everybodys[1:]:
             tokens.add(more_tokens)
         workers.goes_on("computing AP")
-        metrics = coco_metrics(dataset, rows) | tokens.metrics()
+        found_by_all = Found.joined([theirs for theirs, _ in everybodys])
+        metrics = coco_metrics(dataset.coco_ground_truth(), found_by_all, evaluator)
+        metrics |= tokens.metrics()
     return cast(Metrics, workers.broadcast(metrics))
 
 
@@ -82,60 +78,6 @@ def detect(output: ModelOutput, batch: Batch, num_detections: int) -> list[Detec
         batch.original_sizes,
         num_detections,
     )
-
-
-def coco_metrics(dataset: DetectionDataset, rows: list[dict[str, object]]) -> Metrics:
-    """Pycocotools' summary of detections in COCO's result format.
-
-    Returns:
-        `coco/AP` … `coco/ARL`, and `coco/AP_class/<name>` for every class with a box.
-    """
-    with _quiet():
-        truth = COCO()
-        truth.dataset = dataset.coco_ground_truth()
-        truth.createIndex()
-        # loadRes refuses an empty list; a copy without annotations has no detections either.
-        found = truth.loadRes(rows) if rows else _without_annotations(truth)
-        run = COCOeval(truth, found, "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    metrics = {f"coco/{name}": float(value) for name, value in zip(_STATS, run.stats, strict=True)}
-    metrics["coco/AR"] = metrics["coco/AR100"]
-    # precision [T IoUs, R recalls, K classes, A areas, M max detections]; -1 = no box of the class.
-    precision = run.eval["precision"][:, :, :, 0, -1]
-    names_by_id = dict(zip(dataset.category_ids, dataset.class_names, strict=True))
-    for index, category in enumerate(run.params.catIds):
-        values = precision[:, :, index]
-        if (values > -1).any():
-            metrics[f"coco/AP_class/{names_by_id[category]}"] = float(values[values > -1].mean())
-    return metrics
-
-
-def _coco_rows(
-    image_id: int, found: Detections, category_ids: tuple[int, ...]
-) -> list[dict[str, object]]:
-    boxes = found.boxes_xyxy.double().cpu().numpy()
-    boxes = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)  # [n, 4] x y w h
-    return [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, label, score in zip(
-            boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True
-        )
-    ]
-
-
-def _without_annotations(truth: COCO) -> COCO:
-    empty = COCO()
-    empty.dataset = {**truth.dataset, "annotations": []}
-    empty.createIndex()
-    return empty
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 class TokenStatistics:

@@ -48,6 +48,7 @@ from focus_lab.training.machine import MachineLoad
 from focus_lab.training.optimization import LearningRate, build_optimizer
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
+from focus_lab.training.scoring import check_evaluator
 from focus_lab.training.workers import ALONE, Workers
 
 _COST_IMAGES = 32
@@ -90,6 +91,7 @@ def fit(
     """
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
+    check_evaluator(spec.compute.evaluator)
     train_set, val_set = build_datasets(spec.data)
     torch.manual_seed(spec.seed)
     reset_peak_memory(device)
@@ -217,6 +219,7 @@ class _Trial:
                     self.val_set,
                     self.device,
                     AUTOCAST[training.precision],
+                    self.spec.compute.evaluator,
                     self.workers,
                 )
         metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
@@ -363,6 +366,10 @@ def _manifest(
         "effective_token_selection": model.effective_token_selection,
         "ops_implementation": model.implementation,
         "ops_build": library_state().build if model.implementation == "compiled" else None,
+        "evaluator": {
+            "name": spec.compute.evaluator,
+            "version": check_evaluator(spec.compute.evaluator),
+        },
         "inputs": input_digests(spec, train_set, val_set),
         "data": {
             split: {

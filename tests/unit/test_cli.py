@@ -377,6 +377,16 @@ def test_a_plan_is_json_and_runs_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
 
 
+def test_the_bench_of_evaluators_prints_rows_as_json(run: Callable[..., Done]) -> None:
+    done = run("bench", "evaluate", "--images", 3, "--detections", 5, "--classes", 2, "--json")
+    content = json.loads(done.out)
+    assert content["bench"] == "evaluate"
+    assert {"case", "dtype", "direction", "against", "ours_ms", "against_ms", "ratio"} <= set(
+        content["rows"][0]
+    )
+    assert "ratio" in run("bench", "evaluate", "--images", 3, "--detections", 5).out
+
+
 @pytest.mark.slow
 def test_from_a_sweep_to_its_curve(
     run: Callable[..., Done], write: Callable[..., Path], tmp_path: Path

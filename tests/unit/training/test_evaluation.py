@@ -1,104 +1,26 @@
-"""AP as pycocotools gives it, and token statistics against brute force."""
+"""Evaluation of a model, and token statistics against brute force."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from focus_lab.data.dataset import build_dataset
 from focus_lab.data.loader import build_eval_loader
-from focus_lab.data.shapes import ShapesDataset
 from focus_lab.model.boxes import cxcywh_to_xyxy
 from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.evaluation import (
     TokenStatistics,
-    coco_metrics,
     evaluate,
     kept_depth,
 )
 
 MakeTrial = Callable[..., TrialSpec]
-
-
-@pytest.fixture
-def scenes(tiny_trial: MakeTrial) -> ShapesDataset:
-    return ShapesDataset(tiny_trial(data={"num_val": 12}).data, "val")
-
-
-def noisy_detections(dataset: ShapesDataset, noise: float) -> list[dict[str, Any]]:
-    """The true boxes, moved, with some wrong classes and some doubles."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for truth in dataset.coco_ground_truth()["annotations"]:
-        for _ in range(rng.integers(1, 3)):
-            box = np.asarray(truth["bbox"]) + rng.normal(0, noise, 4)
-            category = truth["category_id"] if rng.random() < 0.8 else int(rng.integers(1, 4))
-            rows.append(
-                {
-                    "image_id": truth["image_id"],
-                    "category_id": category,
-                    "bbox": [*box[:2].tolist(), *np.maximum(box[2:], 1.0).tolist()],
-                    "score": float(rng.random()),
-                }
-            )
-    return rows
-
-
-def by_hand(dataset: ShapesDataset, rows: list[dict[str, Any]], **settings: Any) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = dataset.coco_ground_truth()
-        truth.createIndex()
-        run = COCOeval(truth, truth.loadRes(rows), "bbox")
-        for name, value in settings.items():
-            setattr(run.params, name, value)
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    return run.stats
-
-
-def test_the_numbers_are_those_of_pycocotools(scenes: ShapesDataset) -> None:
-    rows = noisy_detections(scenes, noise=1.5)
-    metrics = coco_metrics(scenes, [dict(row) for row in rows])
-    stats = by_hand(scenes, rows)
-    names = ["AP", "AP50", "AP75", "APS", "APM", "APL", "AR1", "AR10", "AR100", "ARS", "ARM", "ARL"]
-    assert 0.05 < stats[0] < 0.95
-    assert [metrics[f"coco/{name}"] for name in names] == stats.tolist()
-    assert metrics["coco/AR"] == stats[8]
-
-
-def test_ap_of_a_class_is_that_of_an_evaluation_of_the_class_alone(scenes: ShapesDataset) -> None:
-    rows = noisy_detections(scenes, noise=1.5)
-    metrics = coco_metrics(scenes, [dict(row) for row in rows])
-    for category, name in zip(scenes.category_ids, scenes.class_names, strict=True):
-        alone = by_hand(scenes, rows, catIds=[category])
-        assert metrics[f"coco/AP_class/{name}"] == pytest.approx(alone[0], abs=1e-12)
-
-
-def test_true_boxes_are_an_ap_of_one(scenes: ShapesDataset) -> None:
-    rows = [
-        {key: truth[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
-        for truth in scenes.coco_ground_truth()["annotations"]
-    ]
-    assert coco_metrics(scenes, rows)["coco/AP"] == pytest.approx(1.0)
-
-
-def test_no_detection_at_all_is_an_ap_of_zero(scenes: ShapesDataset) -> None:
-    metrics = coco_metrics(scenes, [])
-    assert metrics["coco/AP"] == metrics["coco/AP50"] == metrics["coco/AR"] == 0.0
-    assert [metrics[f"coco/AP_class/{name}"] for name in scenes.class_names] == [0.0] * 3
-    # No box is that large: nothing was missed.
-    assert metrics["coco/APL"] == -1.0
 
 
 @pytest.mark.parametrize("scoring", ["focus", "dense"])

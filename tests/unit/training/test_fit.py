@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,19 @@ import pytest
 import torch
 
 from focus_lab.data.dataset import DetectionDataset
-from focus_lab.errors import DataError, EffectiveSpecError, OutputError, WeightsError
+from focus_lab.errors import DataError, EffectiveSpecError, OutputError, UserError, WeightsError
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.ops import library_state
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.metrics import is_metric
 from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training import evaluation
 from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
 from focus_lab.training.folder import checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
+from focus_lab.training.scoring import Evaluator, Found, coco_metrics
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -245,7 +248,46 @@ def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path:
     usable = library_state()
     assert manifest["ops_implementation"] == ("compiled" if usable.ok else "reference")
     assert manifest["ops_build"] == (usable.build if usable.ok else None)
+    assert manifest["evaluator"] == {
+        "name": "pycocotools",
+        "version": manifest["environment"]["versions"]["pycocotools"],
+    }
     assert (tmp_path / "samples" / "samples.json").is_file()
+
+
+def test_the_chosen_evaluator_is_the_one_that_is_used_and_recorded(
+    tiny_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+
+    def watched(truth: dict[str, Any], found: Found, evaluator: Evaluator) -> Metrics:
+        used.append(evaluator)
+        return coco_metrics(truth, found, evaluator)
+
+    monkeypatch.setattr(evaluation, "coco_metrics", watched)
+    results = []
+    for name in ("pycocotools", "faster-coco-eval"):
+        spec = tiny_trial(training={"epochs": 1}, compute={"evaluator": name})
+        metrics = fit(spec, MemoryReporter(), tmp_path / name).metrics
+        results.append({key: value for key, value in metrics.items() if key.startswith("coco/")})
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["evaluator"]["name"] == name
+        assert manifest["evaluator"]["version"] == manifest["environment"]["versions"][name]
+    assert used == ["pycocotools", "faster-coco-eval"]
+    assert results[0] == pytest.approx(results[1], rel=0, abs=1e-12)
+
+
+def test_an_evaluator_that_is_not_installed_is_told_before_training(
+    tiny_trial: MakeTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    with pytest.raises(UserError, match=r"compute\.evaluator: faster-coco-eval cannot be used"):
+        fit(
+            tiny_trial(compute={"evaluator": "faster-coco-eval"}),
+            MemoryReporter(),
+            tmp_path / "trial",
+        )
+    assert not (tmp_path / "trial").exists()
 
 
 def test_the_averaged_weights_are_those_that_are_evaluated_and_loaded(
