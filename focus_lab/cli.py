@@ -423,6 +423,43 @@ def bench_ops(
         out.print(as_text(result), soft_wrap=True)
 
 
+@bench_app.command("train")
+def bench_train(
+    file: File,
+    settings: Set = None,
+    steps: Annotated[int, typer.Option(help="Counted steps of a round, of each setting.")] = 10,
+    rounds: Annotated[int, typer.Option(help="Turns of each setting.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Where the time of a training step goes, against plain PyTorch."""
+    from focus_lab.specs.load import load_experiment
+    from focus_lab.training.bench import PLAIN
+    from focus_lab.training.bench import bench_train as bench
+
+    spec, _ = load_experiment(file, settings)
+    result = bench(spec.base, steps, rounds, lambda text: talk.print(text))
+    if as_json:
+        _print_json(result)
+        return
+    whole = result["rows"][0]
+    table = _table("part of a step", "ours, ms", "share", f"{PLAIN}, ms", "share", "ratio")
+    for row in result["rows"]:
+        pairs = [
+            (f"{row[key]:.2f}", f"{100 * row[key] / whole[key]:.0f} %")
+            for key in ("ours_ms", "against_ms")
+        ]
+        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        table.add_row(row["direction"], *pairs[0], *pairs[1], ratio)
+    out.print(table)
+    paces, idle = result["images_per_second"], result["idle_share"]
+    for name in paces:
+        out.print(f"{name}: {paces[name]:.3g} images/s, idle {100 * idle[name]:.1f} %")
+    out.print(
+        f"{whole['case']}, {whole['dtype']}, {result['device']}, {result['threads']} threads, "
+        f"{result['loader_workers']['ours']} loader workers"
+    )
+
+
 @bench_app.command("evaluate")
 def bench_evaluate(
     images: Annotated[int, typer.Option(help="Images of the made-up data set.")] = 5000,

@@ -387,6 +387,18 @@ def test_the_bench_of_evaluators_prints_rows_as_json(run: Callable[..., Done]) -
     assert "ratio" in run("bench", "evaluate", "--images", 3, "--detections", 5).out
 
 
+def test_the_bench_of_training_prints_rows_as_json_or_a_table(
+    run: Callable[..., Done], write: Callable[..., Path]
+) -> None:
+    words = ("bench", "train", write(), "--steps", 1, "--rounds", 1)
+    content = json.loads(run(*words, "--json").out)
+    assert content["bench"] == "train"
+    assert {"case", "dtype", "direction", "against", "ours_ms", "against_ms", "ratio"} <= set(
+        content["rows"][0]
+    )
+    assert "images/s, idle" in run(*words).out
+
+
 @pytest.mark.slow
 def test_from_a_sweep_to_its_curve(
     run: Callable[..., Done], write: Callable[..., Path], tmp_path: Path
