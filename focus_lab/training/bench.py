@@ -136,6 +136,7 @@ class _Contender:
             LearningRate(optimizer, training.schedule, total_steps, len(loader)),
             cast(TrainLoader, self._batches),
             training,
+            spec.seed,
             device,
             WeightAverage(model, training.ema) if training.ema.enabled else None,
             lambda: None,
