@@ -17,7 +17,7 @@ from focus_lab.lab.progress import Progress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import StaleTrialError, Store, Trial
 from focus_lab.lab.tracking import Tracker
-from focus_lab.training.folder import MANIFEST, SAMPLES
+from focus_lab.training.folder import MANIFEST, SAMPLES, storage_url
 
 _OF_THE_INSTALLATION = ("CompiledOpError",)
 """Failures that say nothing of a trial: it is put back, and the sweep ends with their sentence."""
@@ -184,12 +184,24 @@ class Recorder:
     ) -> None:
         """Every number and file of a trial; may be repeated without harm."""
         run_id = _run_id(trial)
+        _bring(trial, folder)
         for epoch, metrics in history:
             self._tracker.log_epoch(run_id, epoch, metrics)
         if manifest := _read_manifest(folder):
             self._tracker.log_manifest(run_id, manifest)
         self._tracker.log_files(run_id, folder / SAMPLES, SAMPLES)
         self._tracker.end_run(run_id, TrialState.SUCCEEDED)
+
+
+def _bring(trial: Trial, folder: Path) -> None:
+    """Fetch the files of a trial that was trained on a machine with another file system."""
+    url = storage_url(trial.spec, folder)
+    if url is None or (folder / MANIFEST).is_file():
+        return
+    # Here and not above: it needs torch, which a driver does without otherwise.
+    from focus_lab.training.storage import Storage
+
+    Storage(url).fetch_all(folder)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,17 +6,25 @@ Ray Train retries nothing by itself: whether and how a trial goes on is decided 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from focus_lab.lab.executor import Failure, TrialJob, explain_failure
 from focus_lab.lab.recovery import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED
 from focus_lab.specs.training import ComputeSpec
 
+if TYPE_CHECKING:
+    from focus_lab.training.workers import Workers
+
 EPOCH, METRICS = "epoch", "metrics"
+PLACES = "workers.jsonl"
+"""File in a trial's folder: a line an attempt, with the machine and process of every worker."""
 _SCRATCH = "ray-train"
 _SLACK_S = 60.0
 """The watchdogs, which know what a worker was doing, bark before anything else gives up."""
@@ -111,10 +119,12 @@ def train_worker(config: dict[str, Any]) -> Any:
     rank = train.get_context().get_world_rank()
     with Watchdog(job.folder, rank, config["stall_timeout_s"]) as watchdog:
         try:
+            workers = ProcessGroup(watchdog.goes_on)
+            _write_places(job.folder, workers)
             return carry_out(
                 job,
                 lambda epoch, metrics: train.report({EPOCH: epoch, METRICS: metrics}),
-                ProcessGroup(watchdog.goes_on),
+                workers,
                 config["parts"],
             )
         except Exception as error:
@@ -122,6 +132,26 @@ def train_worker(config: dict[str, Any]) -> Any:
             if _is_lost_contact(error):
                 failure = Failure(LOST, "another worker could not be reached any more")
             raise AttemptFailedError(failure.kind, failure.message) from None
+
+
+def _write_places(folder: Path, workers: Workers) -> None:
+    """Add to the trial's folder where the workers of this attempt are."""
+    from ray import train
+    from ray.util import get_node_ip_address
+
+    context = train.get_context()
+    place = {
+        "rank": workers.rank,
+        "local_rank": context.get_local_rank(),
+        "node_rank": context.get_node_rank(),
+        "host": socket.gethostname(),
+        "address": get_node_ip_address(),  # type: ignore[no-untyped-call]
+        "process": os.getpid(),
+    }
+    if places := workers.gather(place):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / PLACES).open("a") as file:
+            file.write(json.dumps({"at": round(time.time(), 3), "workers": places}) + "\n")
 
 
 def _is_lost_contact(error: Exception) -> bool:

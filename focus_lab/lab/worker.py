@@ -10,6 +10,8 @@ from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.progress import PROGRESS
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.fit import fit
+from focus_lab.training.folder import storage_url
+from focus_lab.training.storage import Storage
 from focus_lab.training.workers import ALONE, Workers
 
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -55,4 +57,9 @@ def carry_out(
         parts: into how many smaller ones each micro-batch of the spec is divided.
     """
     spec = TrialSpec.model_validate(job.spec)
-    return fit(spec, WorkerReporter(job, on_epoch, workers), job.folder, workers, parts).history
+    reporter = WorkerReporter(job, on_epoch, workers)
+    url = storage_url(job.spec, job.folder)
+    if url is None or not workers.first:
+        return fit(spec, reporter, job.folder, workers, parts).history
+    with Storage(url) as storage:
+        return fit(spec, reporter, job.folder, workers, parts, storage).history

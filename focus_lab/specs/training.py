@@ -128,6 +128,9 @@ class ComputeSpec(Spec):
     """Epochs between checkpoints; the last epoch always has one."""
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints within an epoch; null writes none there."""
+    storage: str | None = None
+    """Folder or URL (fsspec: s3://…, gs://…) that checkpoints are copied to in the background, for
+    machines that share no file system; null keeps them in the trial's folder alone."""
     max_failures: NonNegativeInt = 2
     """How often a trial that lost a worker, or whose workers hung, is started again."""
     max_preemptions: NonNegativeInt = 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,18 @@ import torch
 from focus_lab.errors import OutputError, WeightsError
 from focus_lab.training.reporter import Metrics
 
+BEST = "best.pt"
+"""The checkpoint of the epoch with the highest AP; never resumed from."""
+KEPT = 2
+"""Newest checkpoints that stay: one may be torn by what ended the process."""
+
 _NAME = re.compile(r"step_(\d{9})\.pt")
+
+
+def step_of(name: str) -> int | None:
+    """Optimizer steps done in a checkpoint of this file name; None for other files."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 @dataclass
@@ -40,17 +52,47 @@ class Checkpoint:
     scaler: dict[str, Any] | None = None
 
 
-def save(checkpoint: Checkpoint, folder: Path, keep: int = 2) -> Path:
-    """Write the checkpoint under its step, then drop all but the newest `keep`.
+def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
+    """Write the checkpoint under its step, then drop all but the newest ones.
+
+    When the disk is full, older ones make room: the newest whole one stays until this is written.
+
+    Args:
+        checkpoint: what to write.
+        folder: made when missing.
+        best: whether it is kept as the best one, too.
 
     Raises:
         OutputError: the folder cannot be written or the disk is full.
     """
     path = folder / f"step_{checkpoint.step:09d}.pt"
-    write(checkpoint, path)
-    for old in _files(folder)[keep:]:
+    try:
+        write(checkpoint, path)
+    except OutputError:
+        older = [file for file in _files(folder) if file != path][1:]
+        if not older:
+            raise
+        for old in older:
+            old.unlink(missing_ok=True)
+        write(checkpoint, path)
+    for old in _files(folder)[KEPT:]:
         old.unlink(missing_ok=True)
+    if best:
+        keep_as_best(path)
     return path
+
+
+def keep_as_best(path: Path) -> Path:
+    """Keep a checkpoint beside its name as the best one; returns where."""
+    partial, kept = path.with_name(f"{BEST}.partial"), path.with_name(BEST)
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(path, partial)
+    except OSError:
+        # A file system without links.
+        shutil.copyfile(path, partial)
+    partial.replace(kept)
+    return kept
 
 
 def write(checkpoint: Checkpoint, path: Path) -> None:

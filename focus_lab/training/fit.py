@@ -49,6 +49,7 @@ from focus_lab.training.optimization import LearningRate, build_optimizer
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
 from focus_lab.training.scoring import check_evaluator
+from focus_lab.training.storage import Storage, checkpoint_name
 from focus_lab.training.workers import ALONE, Workers
 
 _COST_IMAGES = 32
@@ -70,7 +71,12 @@ class TrialResult:
 
 
 def fit(
-    spec: TrialSpec, reporter: Reporter, folder: Path, workers: Workers = ALONE, parts: int = 1
+    spec: TrialSpec,
+    reporter: Reporter,
+    folder: Path,
+    workers: Workers = ALONE,
+    parts: int = 1,
+    storage: Storage | None = None,
 ) -> TrialResult:
     """Train one trial to its end, from its newest checkpoint when there is one.
 
@@ -83,6 +89,8 @@ def fit(
         folder: the trial's folder; the first worker writes checkpoints, manifest and samples there.
         workers: all workers of the trial; each of them calls this.
         parts: into how many smaller ones each micro-batch of the spec is divided.
+        storage: where the first worker keeps a second copy of all that; newer checkpoints there are
+            gone on from.
 
     Raises:
         UserError: data, weights or folder cannot be used, or the folder is another trial's.
@@ -101,6 +109,11 @@ def fit(
     saved = None
     if workers.first:
         make_folder(folder)
+        if storage:
+            storage.fetch_checkpoint(checkpoint_folder(folder))
+            # What ended the attempt before may have come before it was sent.
+            if newest := checkpoints.latest_path(checkpoint_folder(folder)):
+                storage.send(newest, checkpoint_name(newest))
         saved = checkpoints.latest(checkpoint_folder(folder))
         if saved is None:
             manifest = _manifest(spec, model, train_set, val_set, workers)
@@ -109,7 +122,16 @@ def fit(
             check_same_inputs(folder, input_digests(spec, train_set, val_set))
         costs = _costs(model, val_set, spec)
     trial = _Trial(
-        spec, model, train_set, val_set, device, reporter, checkpoint_folder(folder), workers, parts
+        spec,
+        model,
+        train_set,
+        val_set,
+        device,
+        reporter,
+        checkpoint_folder(folder),
+        workers,
+        parts,
+        storage,
     )
     saved, costs = workers.broadcast((saved, costs))
     trial.restore(saved)
@@ -125,6 +147,9 @@ def fit(
     if workers.first:
         with trial.evaluated_weights():
             write_samples(model, val_set, spec, device, folder / SAMPLES)
+        if storage:
+            storage.send(folder / MANIFEST, MANIFEST)
+            storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
 
 
@@ -161,10 +186,12 @@ class _Trial:
         folder: Path,
         workers: Workers,
         parts: int,
+        storage: Storage | None,
     ) -> None:
         training, loaders = spec.training, spec.compute.loader_workers
         self.spec, self.model, self.val_set, self.device = spec, model, val_set, device
-        self.reporter, self.folder, self.workers = reporter, folder, workers
+        self.reporter, self.folder = reporter, folder
+        self.workers, self.storage = workers, storage
         self.progress = Progress()
         self.history: list[tuple[int, Metrics]] = []
         loader = build_train_loader(
@@ -258,7 +285,19 @@ class _Trial:
             ema=self.average.state if self.average else None,
             scaler=self.loop.scaler.state_dict(),
         )
-        checkpoints.save(checkpoint, self.folder)
+        best = self._is_best()
+        path = checkpoints.save(checkpoint, self.folder, best=best)
+        if self.storage:
+            self.storage.send(path, checkpoint_name(path))
+            if best:
+                kept = path.with_name(checkpoints.BEST)
+                self.storage.send(kept, checkpoint_name(kept))
+
+    def _is_best(self) -> bool:
+        """Whether the epoch that has just ended has the highest AP of all."""
+        found = [metrics["coco/AP"] for _, metrics in self.history if "coco/AP" in metrics]
+        just_ended = self.progress.batch == 0 and bool(self.history)
+        return just_ended and "coco/AP" in self.history[-1][1] and found[-1] >= max(found)
 
     def restore(self, saved: Checkpoint | None) -> None:
         """Go back to a checkpoint, if there is one."""

@@ -9,6 +9,7 @@ import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from focus_lab.errors import DataError, OutputError
 
@@ -19,6 +20,15 @@ SAMPLES = "samples"
 def checkpoint_folder(folder: Path) -> Path:
     """Where a trial keeps its checkpoints."""
     return folder / "checkpoints"
+
+
+def storage_url(spec: Mapping[str, Any], folder: Path) -> str | None:
+    """Where a trial's second copy is: below `compute.storage`, as its folder is below the lab's."""
+    storage = spec.get("compute", {}).get("storage")
+    if storage is None:
+        return None
+    experiment = folder.parent.parent.name
+    return f"{storage.rstrip('/')}/{experiment}/{folder.name}"
 
 
 def make_folder(folder: Path) -> Path:
