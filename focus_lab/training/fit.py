@@ -110,6 +110,7 @@ def fit(
     if workers.first:
         make_folder(folder)
         if storage:
+            storage.fetch(MANIFEST, folder)
             storage.fetch_checkpoint(checkpoint_folder(folder))
             # What ended the attempt before may have come before it was sent.
             if newest := checkpoints.latest_path(checkpoint_folder(folder)):
@@ -118,6 +119,8 @@ def fit(
         if saved is None:
             manifest = _manifest(spec, model, train_set, val_set, workers)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            if storage:
+                storage.send(folder / MANIFEST, MANIFEST)
         else:
             check_same_inputs(folder, input_digests(spec, train_set, val_set))
         costs = _costs(model, val_set, spec)
@@ -148,7 +151,6 @@ def fit(
         with trial.evaluated_weights():
             write_samples(model, val_set, spec, device, folder / SAMPLES)
         if storage:
-            storage.send(folder / MANIFEST, MANIFEST)
             storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
 

@@ -128,13 +128,17 @@ class Storage:
         if newer:
             self._fetch(f"{_CHECKPOINTS}/{steps[max(newer)]}", folder / steps[max(newer)])
 
+    def fetch(self, name: str, folder: Path) -> None:
+        """Bring a file into `folder`, unless it has it already or the storage does not."""
+        if not (folder / name).exists():
+            with contextlib.suppress(FileNotFoundError):
+                self._fetch(name, folder / name)
+
     def fetch_all(self, folder: Path) -> None:
         """Bring every file that `folder` does not have."""
         with contextlib.suppress(FileNotFoundError):
             for path in self._files.find(self._root):
-                name = str(path).removeprefix(f"{self._root}/")
-                if not (folder / name).exists():
-                    self._fetch(name, folder / name)
+                self.fetch(str(path).removeprefix(f"{self._root}/"), folder)
 
     def _fetch(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
