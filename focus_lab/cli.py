@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -591,13 +592,25 @@ def _run(
     from focus_lab.lab.progress import make_progress
 
     talk.print(f"{spec.name}: {len(plan.trials)} trials of {len(plan.cells)} cells")
-    with launch(spec, plan, out_dir, store, tracking_uri, executor=executor) as lab:
+    opened = launch(spec, plan, out_dir, store, tracking_uri, executor=executor)
+    with _results_alone_on_stdout(), opened as lab:
         progress = make_progress(talk, executor.concurrent_trials)
         lab.sweep(spec, plan, executor, progress, cells=cells)
         result = _print_result(lab, spec.name, as_json)
     failed = [trial for trial in result["trials"] if trial["status"] == "FAILED"]
     if failed:
         raise typer.Exit(2 if all(trial["failure_is_users"] for trial in failed) else 1)
+
+
+@contextlib.contextmanager
+def _results_alone_on_stdout() -> Iterator[None]:
+    """What libraries print, Ray of its nodes for example, is talk."""
+    out.file = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        out.file = None  # type: ignore[assignment]
 
 
 def _print_result(lab: Lab, name: str, as_json: bool) -> dict[str, Any]:

@@ -435,3 +435,13 @@ def test_a_sweep_whose_trials_fail_says_why(
     assert done.code == 1
     assert "failed: baseline-seed0: training: " in done.err
     assert "lower training.optimizer.lr" in done.err.replace("\n", " ")
+
+
+def test_what_libraries_print_is_talk_and_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
+    with cli._results_alone_on_stdout():
+        sys.stdout.write("(raylet) a node has died\n")
+        cli.out.print("result")
+    cli.out.print("later")
+    captured = capsys.readouterr()
+    assert captured.out == "result\nlater\n"
+    assert captured.err == "(raylet) a node has died\n"
