@@ -15,10 +15,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 _NAMESPACES = ("--net", "--uts", "--ipc", "--mount", "--pid")
 # The first process of a machine: whoever loses its parent there becomes its child, and the kernel
@@ -136,32 +138,43 @@ class Machine:
             timeout: seconds after which it is killed.
             check: whether a failure is an AssertionError that shows its output.
         """
-        pipe = subprocess.PIPE
-        process = self.start(
-            *command, environment=environment, folder=folder, stdout=pipe, stderr=pipe
-        )
-        try:
-            output, errors = process.communicate(timeout=timeout)
-        except BaseException as error:
-            # nsenter waits for the command and hands no signal on; the command is its only child.
-            for child in _children(process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            output, errors = process.communicate()
-            if isinstance(error, subprocess.TimeoutExpired):
-                error.output, error.stderr = output, errors
-                error.add_note(f"{output[-2000:]}\n{errors[-8000:]}")
-            raise
-        assert not check or process.returncode == 0, f"{command}:\n{output}\n{errors}"
-        return subprocess.CompletedProcess(command, process.returncode, output, errors)
+        # Files and not pipes: a pipe ends only when everything that the command started has.
+        with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+            process = self.start(
+                *command, environment=environment, folder=folder, stdout=output, stderr=errors
+            )
+            try:
+                process.wait(timeout)
+            except BaseException as error:
+                # nsenter waits for the command and hands no signal on; the command is its child.
+                for child in _children(process.pid):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(child, signal.SIGKILL)
+                process.wait()
+                if isinstance(error, subprocess.TimeoutExpired):
+                    error.add_note(f"{_text(output)[-2000:]}\n{_text(errors)[-8000:]}")
+                raise
+            done = subprocess.CompletedProcess(
+                command, process.returncode, _text(output), _text(errors)
+            )
+        self._started.remove(process)
+        assert not check or done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done
 
     def cut(self) -> None:
         """Pull the cable: whatever is sent is lost, and nobody is told."""
         self._network.switch("ip", "link", "set", self._port, "down")
 
     def mend(self) -> None:
-        """Put the cable back."""
+        """Put the cable back; returns when both ends have noticed."""
         self._network.switch("ip", "link", "set", self._port, "up")
+        deadline = time.monotonic() + 20
+        while "state UP" not in self.run("ip", "-o", "link", "show", "eth0").stdout or (
+            "state forwarding" not in self._network.switch("bridge", "link", "show")
+            .partition(self._port)[2].partition("\n")[0]
+        ):  # fmt: skip
+            assert time.monotonic() < deadline, f"{self.name}: the link stays down"
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """Kill -9 every process of the machine at once; its kernel still closes connections.
@@ -229,8 +242,8 @@ class Network:
         machine.boot()
         return machine
 
-    def switch(self, *command: str, check: bool = True) -> None:
-        """Run a command where the switch is."""
+    def switch(self, *command: str, check: bool = True) -> str:
+        """Run a command where the switch is; returns what it printed."""
         done = subprocess.run(
             ["nsenter", "--target", str(self._pid), "--net", "--", *command],
             capture_output=True,
@@ -238,6 +251,7 @@ class Network:
             check=False,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
 
 
 def _hold(namespaces: tuple[str, ...], *command: str | Path) -> tuple[subprocess.Popen[str], int]:
@@ -257,6 +271,11 @@ def _hold(namespaces: tuple[str, ...], *command: str | Path) -> tuple[subprocess
     assert said == "up\n", f"{command} did not start: {said}"
     [first] = _children(holder.pid)
     return holder, first
+
+
+def _text(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def _children(pid: int) -> list[int]:

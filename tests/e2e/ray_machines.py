@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
+import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -71,25 +73,41 @@ class RayCluster:
             "RAY_TRAIN_COLLECTIVE_TIMEOUT_S": "120",
             **(settings or {}),
         }
-        self._start(head, cpus, "--head", f"--port={PORT}", "--include-dashboard=true")
+        self._joining: list[tuple[subprocess.Popen[str], Machine, int, tuple[str, ...]]] = []
+        options = ("--head", f"--port={PORT}", "--include-dashboard=true")
+        self._start(head, cpus, options)
 
     def join(self, machine: Machine, *, cpus: int = 1, resources: str = "{}") -> None:
         """Start a node on a machine, or start it again; see `wait_for`."""
-        self._start(machine, cpus, f"--address={self.address}", f"--resources={resources}")
+        self._start(machine, cpus, (f"--address={self.address}", f"--resources={resources}"))
 
-    def _start(self, machine: Machine, cpus: int, *options: str) -> None:
+    def _start(self, machine: Machine, cpus: int, options: tuple[str, ...]) -> None:
         log = machine.folder / "ray.txt"
         with log.open("a") as output:
-            machine.start(
+            process = machine.start(
                 _RAY, "start", "--block", "--disable-usage-stats", "--log-style=record",
                 f"--node-ip-address={machine.address}", f"--num-cpus={cpus}", "--num-gpus=0",
                 "--object-store-memory=100000000", *options,
                 environment=self.environment, stdout=output, stderr=output,
             )  # fmt: skip
+        self._joining.append((process, machine, cpus, options))
 
     def wait_for(self, nodes: int, seconds: float = _START_SECONDS) -> None:
-        """Wait until so many nodes are alive, dead ones noticed."""
-        self.head.run(
-            sys.executable, "-c", _WAIT, self.address, str(nodes), str(seconds),
-            environment=self.environment, timeout=seconds + 60,
-        )  # fmt: skip
+        """Wait until so many nodes are alive, dead ones noticed.
+
+        A node that gives up while it joins is started again, as service managers do: on a busy
+        computer Ray's 30 s for it, which are fixed, may not do.
+        """
+        log = self.head.folder / "wait.txt"
+        with log.open("w") as output:
+            watch = self.head.start(
+                sys.executable, "-c", _WAIT, self.address, str(nodes), str(seconds),
+                environment=self.environment, stdout=output, stderr=output,
+            )  # fmt: skip
+        while watch.poll() is None:
+            for entry in [entry for entry in self._joining if entry[0].poll() is not None]:
+                self._joining.remove(entry)
+                self._start(*entry[1:])
+            time.sleep(0.1)
+        assert watch.returncode == 0, log.read_text()
+        self._joining.clear()
