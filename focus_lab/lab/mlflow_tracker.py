@@ -8,8 +8,11 @@ import json
 import logging
 import math
 import sqlite3
+import ssl
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,16 +47,21 @@ _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 6000
 _DIGEST_LENGTH = 32
 
+_REACH_SECONDS = 10
+"""How long a server may take to answer at all, when a tracker is made."""
+
 
 class MlflowTracker:
     """Numbers and files of trials in MLflow.
 
     Args:
-        uri: tracking URI; SQLite stores are made when missing.
+        uri: tracking URI; SQLite stores are made when missing. A server's user and password, or
+            token, come from MLflow's own variables (MLFLOW_TRACKING_USERNAME …).
         artifacts: where artifacts of new experiments go (path or URI); None: the server decides.
 
     Raises:
-        TrackerError: the store cannot be opened, is locked, or belongs to another MLflow.
+        TrackerError: the store cannot be opened, is locked, or belongs to another MLflow; the
+            server does not answer.
     """
 
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
@@ -63,6 +71,8 @@ class MlflowTracker:
         self._artifacts = artifacts
         self._epochs: dict[str, set[int]] = {}
         with self._explained():
+            if uri.startswith(("http:", "https:")):
+                _reach(uri)
             self._client = MlflowClient(uri)
             self._client.search_experiments(max_results=1)
 
@@ -251,6 +261,24 @@ class MlflowTracker:
                 f"MLflow {self.uri}: {reason}, got {first[:300]}; {remedy}, "
                 "or choose another --tracking-uri"
             ) from error
+
+
+def _reach(uri: str) -> None:
+    """Fail where nobody answers: MLflow's client would try again for four minutes first.
+
+    In the middle of a sweep it should: a server may be restarted. At the beginning a wrong address
+    is more likely.
+    """
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_REACH_SECONDS):
+            return
+    except urllib.error.HTTPError as error:
+        # It answers. Whether it lets us in is for the client to find out, who has the credentials.
+        error.close()
+    except urllib.error.URLError as error:
+        # Which certificates are trusted is the client's to know, too.
+        if not isinstance(error.reason, ssl.SSLError):
+            raise
 
 
 def _user() -> str:

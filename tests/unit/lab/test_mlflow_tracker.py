@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -180,3 +182,14 @@ def test_an_mlflow_store_of_another_version_is_said(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(TrackerError, match="was made by another MLflow than"):
         MlflowTracker(f"sqlite:///{path}")
+
+
+def test_a_server_that_does_not_answer_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(
+        TrackerError, match=r"cannot be used, got .*refused.*; check that it can be"
+    ):
+        MlflowTracker(f"http://127.0.0.1:{port}")
+    assert time.monotonic() - began < 10
