@@ -54,7 +54,7 @@ def test_machines_reach_each_other_by_name_and_are_told_apart(pair: list[Machine
     assert call(two, "one") is None
     assert one.address != two.address
     spaces = {m.run("readlink", "/proc/self/ns/pid").stdout for m in pair}
-    assert len(spaces | {os.readlink("/proc/self/ns/pid") + "\n"}) == 3
+    assert len(spaces | {f"{Path('/proc/self/ns/pid').readlink()}\n"}) == 3
     # Nothing but the switch is there to be reached.
     assert one.run("ip", "-o", "link").stdout.count("\n") == 2
 
