@@ -92,18 +92,28 @@ class DeformableAttention(nn.Module):
         grid = (*queries.shape[:2], self.num_heads, self.num_levels, self.num_points)
         # Locations stay in float32 under autocast: 16 bits are two thirds of a pixel on a wide
         # level.
-        offsets = at_least_float32(self.sampling_offsets(queries)).view(*grid, 2)
+        offsets = at_least_float32(self.sampling_offsets(queries)).view(*grid[:3], -1)
         logits = at_least_float32(self.attention_weights(queries)).view(*grid[:3], -1)
         weights = logits.softmax(-1).view(grid)  # [B, Q, H, L, P]
-        anchors = reference_points[:, :, None, :, None]  # [B', Q, 1, L, 1, 2 or 4]
         if reference_points.shape[-1] == 2:
-            locations = anchors + offsets / widths_heights[:, None]
+            offsets = offsets / self._for_every_point(widths_heights)
         else:
             # Offsets are in halves of the box, divided by the number of points.
-            locations = anchors[..., :2] + offsets * (anchors[..., 2:] * (0.5 / self.num_points))
+            scales = reference_points[..., 2:] * (0.5 / self.num_points)
+            offsets = offsets * self._for_every_point(scales).unsqueeze(2)
+        anchors = self._for_every_point(reference_points[..., :2]).unsqueeze(2)
+        locations = (anchors + offsets).view(*grid, 2)
         sampled = deformable_attention(value, shapes, locations, weights, self.implementation)
         out: Tensor = self.dropout(self.output_proj(sampled))
         return out
+
+    def _for_every_point(self, numbers: Tensor) -> Tensor:
+        """[..., L or 1, 2] -> [..., L * P * 2], a pair for each of the points of a head.
+
+        Written out, because arithmetic with a broadcast pair goes through memory two by two.
+        """
+        shape = (*numbers.shape[:-2], self.num_levels, self.num_points, 2)
+        return numbers.unsqueeze(-2).expand(shape).flatten(-3)
 
 
 def project_values(
