@@ -61,13 +61,48 @@ class ResNetFeatures(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """See `Backbone.forward`."""
-        x = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
-        x = self.layer1(x)
+        x = functional.relu(_folded(self.conv1, self.bn1, images), inplace=True)
+        x = self.maxpool(x)
         features = []
-        for stage in (self.layer2, self.layer3, self.layer4):
-            x = stage(x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for block in stage:
+                x = _residual_block(block, x)
             features.append(x)
-        return features
+        return features[1:]
+
+
+def _residual_block(block: Any, x: Tensor) -> Tensor:
+    """The forward pass of torchvision's basic or bottleneck block, norms folded."""
+    count = 3 if hasattr(block, "conv3") else 2
+    y = x
+    for number in range(1, count + 1):
+        convolution, norm = getattr(block, f"conv{number}"), getattr(block, f"bn{number}")
+        y = _folded(convolution, norm, y)
+        if number < count:
+            y = functional.relu(y, inplace=True)
+    shortcut = x
+    if block.downsample is not None:
+        shortcut = _folded(block.downsample[0], block.downsample[1], x)
+    return functional.relu(y + shortcut, inplace=True)
+
+
+def _folded(convolution: nn.Conv2d, norm: Any, x: Tensor) -> Tensor:
+    """A convolution and the frozen norm behind it as one.
+
+    The norm is a scale and a shift of each channel: on the kernel they cost nothing, on the maps
+    each is a walk through memory, forwards and backwards.
+    """
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
+    shift = norm.bias - norm.running_mean * scale
+    return functional.conv2d(
+        x,
+        convolution.weight * scale[:, None, None, None],
+        shift,
+        convolution.stride,
+        convolution.padding,
+        convolution.dilation,
+        convolution.groups,
+    )
 
 
 class TimmFeatures(Backbone):

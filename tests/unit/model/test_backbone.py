@@ -43,6 +43,37 @@ def test_frozen_stages_of_a_resnet_count_from_the_stem(frozen, first):
     assert not any("bn" in name for name, _ in backbone.named_parameters())
 
 
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_resnet_computes_what_torchvisions_does(depth):
+    torch.manual_seed(0)
+    norm = torchvision.ops.FrozenBatchNorm2d
+    theirs = getattr(torchvision.models, f"resnet{depth}")(norm_layer=norm)
+    for module in theirs.modules():
+        if isinstance(module, norm):
+            module.weight.uniform_(0.5, 1.0)
+            module.bias.normal_(0.0, 0.1)
+            module.running_mean.normal_(0.0, 0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    ours = ResNetFeatures(depth, 0)
+    ours.load_state_dict(
+        {name: value for name, value in theirs.state_dict().items() if name[:3] != "fc."}
+    )
+    ours, theirs = ours.double(), theirs.double()
+    images = torch.rand(2, 3, 65, 96, dtype=torch.float64)
+
+    x = theirs.layer1(theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images)))))
+    expected = [x := stage(x) for stage in (theirs.layer2, theirs.layer3, theirs.layer4)]
+    found = ours(images)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+    for features in (found, expected):
+        sum(level.square().mean() for level in features).backward()
+    gradients = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    for name, parameter in theirs.named_parameters():
+        if not name.startswith("fc."):
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-7, atol=1e-12)
+
+
 def test_frozen_stages_of_timm_include_their_norms_in_training():
     backbone = TimmFeatures("tf_efficientnet_lite0", (2, 3, 4))
     backbone.freeze(2, freeze_norm=False)
