@@ -311,6 +311,8 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
             spec.inverse_sigmoid_eps,
         )
     heads = spec.num_decoder_layers + 1
+    # As its images; else every step would turn each kernel and each of its gradients around.
+    backbone.to(memory_format=torch.channels_last)
     return FocusDETR(
         backbone=backbone,
         neck=neck,

@@ -45,7 +45,7 @@ from focus_lab.training.folder import (
 )
 from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
 from focus_lab.training.machine import MachineLoad
-from focus_lab.training.optimization import LearningRate, build_optimizer
+from focus_lab.training.optimization import LearningRate, build_optimizer, load_optimizer_state
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
 from focus_lab.training.scoring import check_evaluator
@@ -311,7 +311,7 @@ class _Trial:
                 "choose another folder"
             )
         self.model.load_state_dict(saved.model)
-        self.loop.optimizer.load_state_dict(saved.optimizer)
+        load_optimizer_state(self.loop.optimizer, saved.optimizer)
         if self.average and saved.ema:
             self.average.state = {k: v.to(self.device) for k, v in saved.ema.items()}
         if saved.scaler:

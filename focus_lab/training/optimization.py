@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
@@ -61,6 +62,19 @@ def build_optimizer(model: nn.Module, spec: specs.Optimizer) -> AdamW:
     deterministic, and a few entries in ten thousand differ from them by one unit in the last place.
     """
     return AdamW(parameter_groups(model, spec), betas=spec.betas, eps=spec.eps, fused=True)
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put an optimizer back into a state, whatever the memory layout that it was saved in.
+
+    A fused step walks through parameter, gradient and moments side by side: moments in another
+    layout than their parameter's would belong to other entries, and nobody would notice.
+    """
+    optimizer.load_state_dict(state)
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if moment.shape == parameter.shape and moment.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter, dtype=moment.dtype).copy_(moment)
 
 
 def learning_rate_factor(

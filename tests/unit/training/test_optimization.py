@@ -12,6 +12,7 @@ from focus_lab.training.optimization import (
     LearningRate,
     build_optimizer,
     learning_rate_factor,
+    load_optimizer_state,
     parameter_groups,
 )
 
@@ -192,3 +193,25 @@ def test_a_resumed_optimizer_keeps_its_base_rates():
     rate.set_step(40)
     rates = [[group["lr"] for group in each.param_groups] for each in (optimizer, resumed)]
     assert rates[0] == rates[1]
+
+
+def test_moments_saved_in_another_memory_layout_stay_with_their_entries():
+    def trained(layout, steps, state=None):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=layout)
+        optimizer = build_optimizer(model, Optimizer(lr=0.1))
+        if state is not None:
+            model.load_state_dict(state[0])
+            load_optimizer_state(optimizer, state[1])
+        for step in steps:
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(10 * step + number)
+                gradient = torch.randn(parameter.shape, generator=generator)
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
+            optimizer.step()
+        return model.state_dict(), optimizer.state_dict()
+
+    saved = trained(torch.contiguous_format, range(2))
+    resumed, _ = trained(torch.channels_last, range(2, 4), saved)
+    expected, _ = trained(torch.contiguous_format, range(4))
+    torch.testing.assert_close(resumed, expected, rtol=1e-6, atol=1e-7)
