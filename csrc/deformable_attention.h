@@ -23,6 +23,14 @@ struct Level {
 //   locations    [batch, queries, heads, levels, points, 2]      float32 (float64 with kFloat64), (x, y)
 //   weights      [batch, queries, heads, levels, points]         as locations
 //   output       [batch, queries, heads * channels]              in `dtype`
+//
+// Locations and weights may instead be made from what a module projects its queries to (reference_size > 0):
+//   reference_points [1 or batch, queries, reference_levels, reference_size]  as locations: x, y, of boxes width, height
+//   offsets          [batch, queries, heads, levels, points, 2]               in `projected`
+//   logits           [batch, queries, heads, levels * points]                 in `projected`
+//   weights = softmax of logits over the samples of a query and head
+//   locations = (x, y) + offsets / (width, height) of the level               around points
+//   locations = (x, y) + offsets * (width, height) of the box * 0.5 / points  around boxes
 struct Problem {
   int64_t batch;
   int64_t tokens;
@@ -39,6 +47,11 @@ struct Problem {
   // always contiguous. On a GPU, and for everything but `value`, strides are those of a contiguous tensor.
   int64_t value_batch_stride;
   int64_t value_token_stride;
+
+  int32_t reference_size;          // 2: points, 4: boxes, 0: locations and weights are given
+  int32_t reference_levels;        // `levels`, or 1: the same for all
+  int64_t reference_batch_stride;  // in elements; 0: the same for all images
+  Dtype projected;                 // of offsets and logits: as locations, or 16 bits with float32 locations
 };
 
 }  // namespace focus_lab

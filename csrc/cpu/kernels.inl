@@ -1,10 +1,8 @@
 // The CPU kernels' source, included by each instruction set's unit.
-#include "kernels.h"
-#include "samples.inl"
+#include "projection.inl"
 
 extern "C" {
 void* memcpy(void*, const void*, size_t);
-void* memset(void*, int, size_t);
 }
 
 namespace focus_lab {
@@ -31,13 +29,6 @@ FOCUS_LAB_INLINE void for_each_block(int64_t channels, const Visitor& visit) {
     for (; channels - first >= 4; first += 4) visit(Constant<4>(), first);
     for (; channels - first >= 1; first += 1) visit(Constant<1>(), first);
   }
-}
-
-constexpr int64_t kCacheLine = 64;
-
-// Asks for memory that is needed soon; any address will do, read or not.
-FOCUS_LAB_INLINE void prefetch(const void* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += kCacheLine) __builtin_prefetch(static_cast<const char*>(from) + at);
 }
 
 // Queries between asking for locations and weights and reading them: one head's are so far apart that the processor
@@ -116,9 +107,9 @@ FOCUS_LAB_INLINE void gather(const T* value, const T* packed, const Samples<Arit
 }
 
 template <typename T, int kChannels>
-bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* locations,
-                   const Arithmetic<T>* weights, T* output, int64_t begin, int64_t end) {
+bool forward_range(const Problem& problem, const Inputs& inputs, T* output, int64_t begin, int64_t end) {
   using A = Arithmetic<T>;
+  const T* const value = static_cast<const T*>(inputs.value);
   const int all = problem.levels * problem.points;
   const int padded = Pyramid<A>::pad(all);
   const int64_t channels = kChannels != 0 ? kChannels : problem.channels;
@@ -126,7 +117,8 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
   const int pack_from = first_worth_packing(problem, (end - begin) / pairs);
   const int64_t direct = pack_from < problem.levels ? problem.level[pack_from].start : problem.tokens;  // tokens
   const size_t copied = size_t((problem.tokens - direct) * channels);
-  Scratch scratch(Pyramid<A>::bytes(all) + 2 * Samples<A>::template bytes<false>(padded) + Scratch::bytes<T>(copied));
+  Scratch scratch(Pyramid<A>::bytes(all) + 2 * Samples<A>::template bytes<false>(padded) + Scratch::bytes<T>(copied) +
+                  Projection<A>::bytes(all) + Made<A>::bytes(padded));
   if (scratch.empty()) return false;
   T* packed = scratch.take<T>(copied);
   Pyramid<A> pyramid;
@@ -135,6 +127,10 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
   Samples<A> both[2];
   both[0].template prepare<false>(scratch, padded);
   both[1].template prepare<false>(scratch, padded);
+  Projection<A> projection;
+  projection.prepare(scratch, problem, inputs);
+  Made<A> room;
+  room.prepare(scratch, padded);
 
   for (int64_t item = begin; item < end;) {
     const int64_t pair = item / problem.queries;  // image and head
@@ -149,10 +145,9 @@ bool forward_range(const Problem& problem, const T* value, const Arithmetic<T>* 
 
     const auto start = [&](int64_t query, Samples<A>& samples) __attribute__((always_inline)) {
       const int64_t at = (before + query * problem.heads) * all;
-      const int64_t later = at + kQueriesAhead * problem.heads * all;
-      prefetch(locations + 2 * later, 2 * all * int64_t(sizeof(A)));
-      prefetch(weights + later, all * int64_t(sizeof(A)));
-      set_up<false>(pyramid, locations + 2 * at, weights + at, samples);
+      projection.ask_for(at + kQueriesAhead * problem.heads * all, all);
+      const Made<A> from = projection.read(image, query, at, room);
+      set_up<false>(pyramid, from.locations, from.weights, samples);
       prefetch_rows(rows, samples.offset, samples.direct, channels);  // what was copied is near already
     };
     start(first, both[0]);
@@ -290,10 +285,11 @@ template <typename A>
 constexpr bool kSame<A, A> = true;
 
 template <typename T, int kChannels>
-bool backward_range(const Problem& problem, const T* grad_output, const T* value, const Arithmetic<T>* locations,
-                    const Arithmetic<T>* weights, T* grad_value, Arithmetic<T>* grad_locations,
-                    Arithmetic<T>* grad_weights, int32_t parts, int64_t begin, int64_t end) {
+bool backward_range(const Problem& problem, const T* grad_output, const Inputs& inputs, const Gradients& gradients,
+                    bool unfinished, int32_t parts, int64_t begin, int64_t end) {
   using A = Arithmetic<T>;
+  const T* const value = static_cast<const T*>(inputs.value);
+  T* const grad_value = static_cast<T*>(gradients.value);
   const int all = problem.levels * problem.points;
   const int padded = Pyramid<A>::pad(all);
   const int64_t channels = kChannels != 0 ? kChannels : problem.channels;
@@ -315,7 +311,8 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
   const size_t copied = pack ? size_t(widest * channels) : 0;
   const size_t summed = direct ? 0 : size_t(widest * channels);
   Scratch scratch(Pyramid<A>::bytes(all) + 2 * Samples<A>::template bytes<true>(padded) + Scratch::bytes<A>(room) +
-                  Scratch::bytes<T>(copied) + Scratch::bytes<A>(summed));
+                  Scratch::bytes<T>(copied) + Scratch::bytes<A>(summed) + Projection<A>::bytes(all) +
+                  3 * Made<A>::bytes(padded));
   if (scratch.empty()) return false;
 
   if (direct && parts == 1) {
@@ -351,6 +348,13 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
     both[0].template prepare<true>(scratch, padded);
     both[1].template prepare<true>(scratch, padded);
     A* dots = scratch.take<A>(room);
+    Projection<A> projection;
+    projection.prepare(scratch, problem, inputs);
+    const bool finished = projection.used && !unfinished;
+    Made<A> made[2], gradient;  // of the query at hand and the next
+    made[0].prepare(scratch, padded);
+    made[1].prepare(scratch, padded);
+    gradient.prepare(scratch, padded);
 
     const T* rows =
         value + image * problem.value_batch_stride + first_token * problem.value_token_stride + head * channels;
@@ -371,13 +375,12 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
     const int64_t before = image * problem.queries * problem.heads + head;
     const int skipped = first_level * problem.points;  // samples of levels before
     const auto start = [&](int64_t query, Samples<A>& samples) __attribute__((always_inline)) {
-      const int64_t at = (before + query * problem.heads) * all + skipped;
-      const int64_t later = at + kQueriesAhead * problem.heads * all;
-      prefetch(locations + 2 * later, 2 * pyramid.count * int64_t(sizeof(A)));
-      prefetch(weights + later, pyramid.count * int64_t(sizeof(A)));
+      const int64_t at = (before + query * problem.heads) * all;
+      projection.ask_for(at + kQueriesAhead * problem.heads * all + skipped, pyramid.count);
       prefetch(grad_output + (before + (query + kQueriesAhead) * problem.heads) * channels,
                channels * int64_t(sizeof(T)));
-      set_up<true>(pyramid, locations + 2 * at, weights + at, samples);
+      const Made<A> from = projection.read(image, query, at, made[query & 1]);
+      set_up<true>(pyramid, from.locations + 2 * skipped, from.weights + skipped, samples);
     };
     if (problem.queries > 0) start(0, both[0]);
     for (int64_t query = 0; query < problem.queries; ++query) {
@@ -389,8 +392,14 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
         scatter<T, decltype(width)::value>(rows + channel, grad_rows + channel, upstream + channel, samples, dots,
                                            channel != 0);
       });
-      const int64_t at = item * all + skipped;
-      finish_samples(pyramid, samples, dots, grad_locations + 2 * at, grad_weights + at);
+      const int64_t at = item * all;
+      if (finished) {
+        finish_samples(pyramid, samples, dots, gradient.locations, gradient.weights);
+        projection.finish(image, query, at, made[query & 1].weights, gradient.locations, gradient.weights, gradients);
+      } else {
+        finish_samples(pyramid, samples, dots, static_cast<A*>(gradients.locations) + 2 * (at + skipped),
+                       static_cast<A*>(gradients.weights) + at + skipped);
+      }
     }
 
     if (!direct) {
@@ -401,6 +410,36 @@ bool backward_range(const Problem& problem, const T* grad_output, const T* value
           load_row<kBlock>(sums + at * channels + channel, row);
           store_row<kBlock>(owned + at * token + channel, row);
         });
+      }
+    }
+  }
+  return true;
+}
+
+// See CpuKernels::finish.
+template <typename A>
+bool finish_range(const Problem& problem, const Inputs& inputs, const A* of_locations, const A* of_weights,
+                  const Gradients& gradients, A* grad_reference_points, int64_t begin, int64_t end) {
+  const int all = problem.levels * problem.points;
+  const int padded = Pyramid<A>::pad(all);
+  Scratch scratch(Projection<A>::bytes(all) + Made<A>::bytes(padded));
+  if (scratch.empty()) return false;
+  Projection<A> projection;
+  projection.prepare(scratch, problem, inputs);
+  Made<A> room;
+  room.prepare(scratch, padded);
+  // Reference points that all images share are visited once.
+  const int64_t images = problem.reference_batch_stride == 0 ? problem.batch : 1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t query = item % problem.queries, first_image = item / problem.queries;
+    A* const sums = grad_reference_points == nullptr ? nullptr : grad_reference_points + item * projection.references();
+    if (sums != nullptr) memset(sums, 0, size_t(projection.references()) * sizeof(A));
+    for (int64_t image = first_image; image < first_image + images; ++image) {
+      for (int64_t head = 0; head < problem.heads; ++head) {
+        const int64_t at = ((image * problem.queries + query) * problem.heads + head) * all;
+        const Made<A> made = projection.read(image, query, at, room);
+        projection.finish(image, query, at, made.weights, of_locations + 2 * at, of_weights + at, gradients);
+        if (sums != nullptr) projection.add_reference(at, of_locations + 2 * at, sums);
       }
     }
   }
@@ -435,29 +474,30 @@ FOCUS_LAB_INLINE bool choose(const Problem& problem, const Visitor& visit) {
   return false;
 }
 
-bool forward(const Problem& problem, const void* value, const void* locations, const void* weights, void* output,
-             int64_t begin, int64_t end) {
+bool forward(const Problem& problem, const Inputs& inputs, void* output, int64_t begin, int64_t end) {
   return choose(problem, [&](auto type, auto channels) {
     using T = decltype(type);
-    using A = Arithmetic<T>;
-    return forward_range<T, decltype(channels)::value>(problem, static_cast<const T*>(value),
-                                                       static_cast<const A*>(locations),
-                                                       static_cast<const A*>(weights), static_cast<T*>(output), begin,
-                                                       end);
+    return forward_range<T, decltype(channels)::value>(problem, inputs, static_cast<T*>(output), begin, end);
   });
 }
 
-bool backward(const Problem& problem, const void* grad_output, const void* value, const void* locations,
-              const void* weights, void* grad_value, void* grad_locations, void* grad_weights, int32_t parts,
-              int64_t begin, int64_t end) {
+bool backward(const Problem& problem, const void* grad_output, const Inputs& inputs, const Gradients& gradients,
+              bool unfinished, int32_t parts, int64_t begin, int64_t end) {
   return choose(problem, [&](auto type, auto channels) {
     using T = decltype(type);
-    using A = Arithmetic<T>;
-    return backward_range<T, decltype(channels)::value>(
-        problem, static_cast<const T*>(grad_output), static_cast<const T*>(value), static_cast<const A*>(locations),
-        static_cast<const A*>(weights), static_cast<T*>(grad_value), static_cast<A*>(grad_locations),
-        static_cast<A*>(grad_weights), parts, begin, end);
+    return backward_range<T, decltype(channels)::value>(problem, static_cast<const T*>(grad_output), inputs, gradients,
+                                                        unfinished, parts, begin, end);
   });
+}
+
+bool finish(const Problem& problem, const Inputs& inputs, const void* of_locations, const void* of_weights,
+            const Gradients& gradients, void* grad_reference_points, int64_t begin, int64_t end) {
+  const auto with = [&](auto number) {
+    using A = decltype(number);
+    return finish_range(problem, inputs, static_cast<const A*>(of_locations), static_cast<const A*>(of_weights),
+                        gradients, static_cast<A*>(grad_reference_points), begin, end);
+  };
+  return problem.dtype == Dtype::kFloat64 ? with(double()) : with(float());
 }
 
 }  // namespace

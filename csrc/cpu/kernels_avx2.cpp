@@ -10,12 +10,12 @@
 #include "kernels.inl"
 
 namespace focus_lab {
-extern const CpuKernels kAvx2Kernels = {"avx2", forward, backward};
+extern const CpuKernels kAvx2Kernels = {"avx2", forward, backward, finish};
 }  // namespace focus_lab
 #else
 #include "kernels.h"
 
 namespace focus_lab {
-extern const CpuKernels kAvx2Kernels = {"avx2", nullptr, nullptr};  // never chosen
+extern const CpuKernels kAvx2Kernels = {"avx2", nullptr, nullptr, nullptr};  // never chosen
 }  // namespace focus_lab
 #endif

@@ -8,12 +8,12 @@
 #include "kernels.inl"
 
 namespace focus_lab {
-extern const CpuKernels kAvx512Kernels = {"avx512", forward, backward};
+extern const CpuKernels kAvx512Kernels = {"avx512", forward, backward, finish};
 }  // namespace focus_lab
 #else
 #include "kernels.h"
 
 namespace focus_lab {
-extern const CpuKernels kAvx512Kernels = {"avx512", nullptr, nullptr};  // never chosen
+extern const CpuKernels kAvx512Kernels = {"avx512", nullptr, nullptr, nullptr};  // never chosen
 }  // namespace focus_lab
 #endif

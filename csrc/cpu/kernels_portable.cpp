@@ -4,5 +4,5 @@
 #include "kernels.inl"
 
 namespace focus_lab {
-extern const CpuKernels kPortableKernels = {"default", forward, backward};
+extern const CpuKernels kPortableKernels = {"default", forward, backward, finish};
 }  // namespace focus_lab

@@ -185,6 +185,81 @@ FOCUS_LAB_INLINE Vector<A, kLanes> round_down(Vector<A, kLanes> x) {
   return truncated > x ? truncated - A(1) : truncated;
 }
 
+// Lane j is next to lane j ^ kBit: what a vector looks like from there.
+template <int kBit, typename V, int... kIndex>
+FOCUS_LAB_INLINE V crossed(V x, Indices<kIndex...>) {
+  return shuffle<(kIndex ^ kBit)...>(x, x);
+}
+
+// The sum over all lanes, in all lanes; sum() of two vectors is what is done to lanes.
+template <int kLanes, int kBit = 1, typename V, typename Sum>
+FOCUS_LAB_INLINE V over_lanes(V x, const Sum& sum) {
+  if constexpr (kBit == kLanes) {
+    return x;
+  } else {
+    return over_lanes<kLanes, 2 * kBit>(sum(x, crossed<kBit>(x, UpTo<kLanes>())), sum);
+  }
+}
+
+// from[index], lane by lane.
+template <typename A, int kLanes>
+FOCUS_LAB_INLINE Vector<A, kLanes> gather_lanes(const A* from, const int32_t* index) {
+#if FOCUS_LAB_VECTOR_BYTES >= 64
+  if constexpr (kLanes == 16 && sizeof(A) == 4) {
+    return bits_as<Vector<A, kLanes>>(
+        _mm512_mask_i32gather_ps(_mm512_setzero_ps(), kEveryLane, _mm512_loadu_si512(index), from, 4));
+  }
+#endif
+  Vector<A, kLanes> gathered;
+  for (int lane = 0; lane < kLanes; ++lane) gathered[lane] = from[index[lane]];
+  return gathered;
+}
+
+// --- The exponential function ----------------------------------------------------------------------------------------
+
+// ln 2 in two parts, the first so short that its multiples are exact; the smallest argument whose result is normal; the
+// degree at which the series is exact between -ln 2 / 2 and ln 2 / 2.
+template <typename A>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr float kLn2High = 0x1.63p-1f, kLn2Low = -0x1.bd0106p-13f, kLowest = -87.33654f;
+  static constexpr int kDegree = 7, kMantissa = 23, kBias = 127;
+};
+template <>
+struct Exponential<double> {
+  static constexpr double kLn2High = 0x1.62e42feep-1, kLn2Low = 0x1.a39ef35793c76p-33, kLowest = -708.396418532264;
+  static constexpr int kDegree = 13, kMantissa = 52, kBias = 1023;
+};
+
+// 1 / i!
+template <typename A, int kDegree>
+struct Series {
+  A term[kDegree + 1];
+  constexpr Series() : term{1} {
+    for (int i = 1; i <= kDegree; ++i) term[i] = term[i - 1] / A(i);
+  }
+};
+
+// exp(x) for x <= 0: what would be subnormal is zero. NaN for NaN; anything for x > 0.
+template <typename A, int kLanes>
+FOCUS_LAB_INLINE Vector<A, kLanes> exp_of(Vector<A, kLanes> x) {
+  using E = Exponential<A>;
+  using V = Vector<A, kLanes>;
+  using I = Vector<Integer<A>, kLanes>;
+  const V zero = {};
+  const I normal = (x >= E::kLowest) & (x <= zero);
+  const V safe = normal ? x : zero;
+  const V halvings = round_down<A, kLanes>(safe * A(1.4426950408889634) + A(0.5));
+  const V rest = (safe - halvings * E::kLn2High) - halvings * E::kLn2Low;
+  constexpr Series<A, E::kDegree> series;
+  V sum = zero + series.term[E::kDegree];
+#pragma GCC unroll 16
+  for (int i = E::kDegree - 1; i >= 0; --i) sum = sum * rest + series.term[i];
+  const I exponent = (__builtin_convertvector(halvings, I) + E::kBias) << E::kMantissa;
+  return normal ? sum * bits_as<V>(exponent) : (x < zero ? zero : x);
+}
+
 // --- 16-bit numbers --------------------------------------------------------------------------------------------------
 
 // To the nearest, ties to even; the result is the upper half of each lane.

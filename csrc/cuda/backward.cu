@@ -35,14 +35,6 @@ inline void (*scatter_kernel_of(int64_t channels))(const ScatterArguments) {
 
 // --- Whole arrays ----------------------------------------------------------------------------------------------------
 
-constexpr unsigned kArrayThreads = 256;
-constexpr int64_t kArrayBlocks = 132 * 16;  // enough for every GPU; each thread goes on from there in steps of the grid
-
-inline dim3 array_grid(int64_t count) {
-  const int64_t blocks = (count + kArrayThreads - 1) / kArrayThreads;
-  return dim3(static_cast<unsigned>(blocks < kArrayBlocks ? blocks : kArrayBlocks));
-}
-
 template <typename V>
 struct CastArguments {
   const float* sums;

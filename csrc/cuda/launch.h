@@ -37,7 +37,17 @@ const char* focus_lab_cuda_backward(const focus_lab::Problem* problem, const voi
                                     void* grad_locations, void* grad_weights, void* workspace, bool deterministic,
                                     void* stream);
 
-// The same with choices that are otherwise made by rule; for tests and benchmarks, hence visible outside the library.
+// Locations and weights of the samples from a module's projections (Problem::reference_size), for the calls above.
+const char* focus_lab_cuda_make(const focus_lab::Problem* problem, const void* reference_points, const void* offsets,
+                                const void* logits, void* locations, void* weights, void* stream);
+
+// Gradients of offsets, logits and, unless that is nullptr, reference points from those of the locations and weights
+// that were made.
+const char* focus_lab_cuda_finish(const focus_lab::Problem* problem, const void* reference_points, const void* offsets,
+                                  const void* weights, const void* of_locations, const void* of_weights,
+                                  void* grad_reference_points, void* grad_offsets, void* grad_logits, void* stream);
+
+// Forward and backward with choices that are otherwise made by rule; for tests and benchmarks, hence visible outside the library.
 // `split`: groups of lanes that share a query's samples, 1, 2 or 4 (fewer where a warp has no room), 0 for the rule.
 // `variant`: a BackwardVariant; kDeterministic needs the larger workspace.
 __attribute__((visibility("default"))) const char* focus_lab_cuda_forward_variant(

@@ -80,6 +80,19 @@ const char* launch_images(void (*kernel)(const Arguments), const Problem& proble
   return nullptr;
 }
 
+// The grid of a kernel of whole arrays.
+constexpr unsigned kArrayThreads = 256;
+// Enough for every GPU; each thread goes on from there in steps of the grid. The tests on the host have few.
+#ifndef FOCUS_LAB_ARRAY_BLOCKS
+#define FOCUS_LAB_ARRAY_BLOCKS (132 * 16)
+#endif
+constexpr int64_t kArrayBlocks = FOCUS_LAB_ARRAY_BLOCKS;
+
+inline dim3 array_grid(int64_t count) {
+  const int64_t blocks = (count + kArrayThreads - 1) / kArrayThreads;
+  return dim3(static_cast<unsigned>(blocks < kArrayBlocks ? blocks : kArrayBlocks));
+}
+
 inline const char* device_attribute(cudaDeviceAttr attribute, int& value) {
   int device = 0;
   FOCUS_LAB_TRY(cudaGetDevice(&device), "finding the device");

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from focus_lab.model.precision import at_least_float32
-from focus_lab.ops import Implementation, LevelShapes, deformable_attention
+from focus_lab.ops import Implementation, LevelShapes, projected_deformable_attention
 
 
 class DeformableAttention(nn.Module):
@@ -90,30 +90,22 @@ class DeformableAttention(nn.Module):
             [B, Q, d].
         """
         grid = (*queries.shape[:2], self.num_heads, self.num_levels, self.num_points)
-        # Locations stay in float32 under autocast: 16 bits are two thirds of a pixel on a wide
-        # level.
-        offsets = at_least_float32(self.sampling_offsets(queries)).view(*grid[:3], -1)
-        logits = at_least_float32(self.attention_weights(queries)).view(*grid[:3], -1)
-        weights = logits.softmax(-1).view(grid)  # [B, Q, H, L, P]
-        if reference_points.shape[-1] == 2:
-            offsets = offsets / self._for_every_point(widths_heights)
-        else:
-            # Offsets are in halves of the box, divided by the number of points.
-            scales = reference_points[..., 2:] * (0.5 / self.num_points)
-            offsets = offsets * self._for_every_point(scales).unsqueeze(2)
-        anchors = self._for_every_point(reference_points[..., :2]).unsqueeze(2)
-        locations = (anchors + offsets).view(*grid, 2)
-        sampled = deformable_attention(value, shapes, locations, weights, self.implementation)
+        # 16 bits under autocast. The locations made of them need float32, as the anchors have it:
+        # 16 bits are two thirds of a pixel on a wide level.
+        offsets = self.sampling_offsets(queries).view(*grid, 2)
+        logits = self.attention_weights(queries).view(*grid[:3], -1)
+        exact = torch.promote_types(reference_points.dtype, offsets.dtype)
+        sampled = projected_deformable_attention(
+            value,
+            shapes,
+            at_least_float32(reference_points.to(exact)),
+            offsets,
+            logits,
+            self.implementation,
+            widths_heights,
+        )
         out: Tensor = self.dropout(self.output_proj(sampled))
         return out
-
-    def _for_every_point(self, numbers: Tensor) -> Tensor:
-        """[..., L or 1, 2] -> [..., L * P * 2], a pair for each of the points of a head.
-
-        Written out, because arithmetic with a broadcast pair goes through memory two by two.
-        """
-        shape = (*numbers.shape[:-2], self.num_levels, self.num_points, 2)
-        return numbers.unsqueeze(-2).expand(shape).flatten(-3)
 
 
 def project_values(

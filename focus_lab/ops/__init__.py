@@ -11,10 +11,14 @@ from focus_lab.ops.compiled import (
     CompiledOpError,
     LibraryState,
     compiled_deformable_attention,
+    compiled_projected_deformable_attention,
     library_state,
     load,
 )
-from focus_lab.ops.reference import reference_deformable_attention
+from focus_lab.ops.reference import (
+    reference_deformable_attention,
+    reference_projected_deformable_attention,
+)
 
 __all__ = [
     "CompiledOpError",
@@ -25,6 +29,7 @@ __all__ = [
     "deformable_attention",
     "library_state",
     "load",
+    "projected_deformable_attention",
 ]
 
 Implementation: TypeAlias = Literal["reference", "compiled"]
@@ -95,7 +100,62 @@ def deformable_attention(
         return compiled_deformable_attention(value, spatial_shapes, locations, weights)
     if implementation == "reference":
         return reference_deformable_attention(value, spatial_shapes, locations, weights)
-    raise ValueError(
-        f"deformable_attention: no such implementation, got {implementation!r}; "
-        f"one of {', '.join(get_args(Implementation))}"
+    raise _no_such_implementation("deformable_attention", implementation)
+
+
+def projected_deformable_attention(
+    value: Tensor,
+    spatial_shapes: LevelShapes,
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    implementation: Implementation = "reference",
+    widths_heights: Tensor | None = None,
+) -> Tensor:
+    """`deformable_attention` at places and with weights that a module projects its queries to.
+
+    The weights are the softmax of the logits over all samples of a query and head. The locations
+    are (x, y) + offsets / (W_l, H_l) around reference points, and (x, y) + offsets x (w, h) x 0.5 /
+    P around reference boxes (Deformable DETR, A.4).
+
+    Args:
+        value: [B, S, H, D], S = tokens of all levels, levels in order, row-major.
+        spatial_shapes: (height, width) of each of the L levels.
+        reference_points: [B or 1, Q, L or 1, 2 or 4], points (x, y) or boxes (x, y, w, h), where 0
+            and 1 are the outer edges of a level; at least float32.
+        offsets: [B, Q, H, L, P, 2]; 16 bits are enough, as they count pixels or parts of a box.
+        logits: [B, Q, H, L * P], in the dtype of the offsets.
+        implementation: how to compute it.
+        widths_heights: [L, 2], `spatial_shapes` as (width, height) on the device, for a caller who
+            has it: the reference implementation makes it otherwise, and a GPU waits for that.
+
+    Returns:
+        [B, Q, H * D] in the dtype of `value`; the head is the outer factor of the last axis.
+
+    Raises:
+        ValueError: when the shapes contradict each other or the implementation is unknown.
+        CompiledOpError: when the compiled implementation is asked for and cannot be used.
+    """
+    tokens = sum(height * width for height, width in spatial_shapes)
+    if value.shape[1] != tokens or offsets.shape[3] != len(spatial_shapes):
+        raise ValueError(
+            f"projected_deformable_attention: value and offsets must cover levels "
+            f"{spatial_shapes}, got value {tuple(value.shape)} and offsets "
+            f"{tuple(offsets.shape)}; {tokens} tokens are needed"
+        )
+    if implementation == "compiled":
+        return compiled_projected_deformable_attention(
+            value, spatial_shapes, reference_points, offsets, logits
+        )
+    if implementation == "reference":
+        return reference_projected_deformable_attention(
+            value, spatial_shapes, reference_points, offsets, logits, widths_heights
+        )
+    raise _no_such_implementation("projected_deformable_attention", implementation)
+
+
+def _no_such_implementation(where: str, got: str) -> ValueError:
+    return ValueError(
+        f"{where}: no such implementation, got {got!r}; one of "
+        f"{', '.join(get_args(Implementation))}"
     )

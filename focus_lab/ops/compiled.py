@@ -1,7 +1,7 @@
-"""Deformable attention in C++ and CUDA: the shared library, and what torch must know about it.
+"""Deformable attention in C++ and CUDA: the shared library that holds its kernels (csrc/).
 
-The library holds kernels only (csrc/). Schemas, shapes, gradients, autocast and FLOPs are
-registered here, on first use: importing this module does nothing.
+What torch must know about them is registered on first use (`registration`): importing this module
+does nothing.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from focus_lab.errors import UserError
+from focus_lab.ops.registration import define
 from focus_lab.ops.sources import source_hash
 
 _LIBRARY = Path(__file__).with_name("focus_lab_ops.so")
 _SOURCES = Path(__file__).resolve().parents[2] / "csrc"
 """Beside the package in a checkout; an installed package has none."""
 
-_INTERFACE = 1
+_INTERFACE = 2
 """Of this module with the library; csrc/binding.cpp counts the same."""
 
 _FACTS = re.compile(rb"focus_lab_ops_build=(\{[^\0]*\})\0")
@@ -129,7 +130,7 @@ def load(path: Path | None = None) -> LibraryState:
                 "start another process"
             )
         if _PROCESS.definitions is None:
-            _PROCESS.definitions = _define()
+            _PROCESS.definitions = define()
         try:
             torch.ops.load_library(state.path)  # type: ignore[no-untyped-call]
         except OSError as error:
@@ -151,6 +152,22 @@ def _ensure_loaded() -> bool:
 _ensure_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _refuse_transforms(*tensors: Tensor) -> None:
+    """Derivatives that torch would leave out without a word, or refuse in words about itself."""
+    if torch.compiler.is_compiling():
+        return
+    forward_mode = forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
+        for tensor in tensors
+    )
+    if forward_mode or any(map(torch._C._functorch.is_gradtrackingtensor, tensors)):
+        mode = "forward-mode derivatives" if forward_mode else "derivatives of torch.func"
+        raise NotImplementedError(
+            f"deformable_attention: the compiled implementation has no {mode}, got a tensor that "
+            "asks for them; use torch.autograd, or choose the reference implementation"
+        )
+
+
 def compiled_deformable_attention(
     value: Tensor, spatial_shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor
 ) -> Tensor:
@@ -161,8 +178,10 @@ def compiled_deformable_attention(
     Raises:
         CompiledOpError: when the library cannot be used.
         RuntimeError: when shapes, dtypes or devices do not fit.
+        NotImplementedError: forward-mode derivatives, or those of torch.func, are asked for.
     """
     _ensure_loaded()
+    _refuse_transforms(value, locations, weights)
     sizes = [size for shape in spatial_shapes for size in shape]
     output: Tensor = torch.ops.focus_lab.deformable_attention.default(
         value, sizes, locations, weights
@@ -170,109 +189,27 @@ def compiled_deformable_attention(
     return output
 
 
-def _define() -> torch.library.Library:
-    """Tell torch the operators' schemas, shapes, gradients, autocast rule and FLOPs.
-
-    Schemas are defined here and not in C++, because the stable ABI of torch 2.11 has no tags.
-    """
-    library = torch.library.Library("focus_lab", "DEF")  # type: ignore[no-untyped-call]
-    library.define(  # type: ignore[no-untyped-call]
-        "deformable_attention("
-        "Tensor value, SymInt[] spatial_shapes, Tensor locations, Tensor weights) -> Tensor",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-    library.define(  # type: ignore[no-untyped-call]
-        "deformable_attention_backward("
-        "Tensor grad_output, Tensor value, SymInt[] spatial_shapes, Tensor locations, "
-        "Tensor weights, bool deterministic) -> (Tensor, Tensor, Tensor)",
-        # Unless asked to be deterministic, a GPU adds in any order.
-        tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_bitwise),
-    )
-    forward = "focus_lab::deformable_attention"
-    backward = "focus_lab::deformable_attention_backward"
-    torch.library.register_fake(forward, _output_like, lib=library)
-    torch.library.register_fake(backward, _gradients_like, lib=library)
-    torch.library.register_autograd(forward, _backward, setup_context=_setup_context, lib=library)
-    torch.library.register_autograd(backward, _refuse_second_derivative, lib=library)
-    for device in ("CPU", "CUDA"):
-        library.impl(  # type: ignore[no-untyped-call]
-            "deformable_attention", _Autocast(device), f"Autocast{device}"
-        )
-
-    from torch.utils.flop_counter import register_flop_formula
-
-    register_flop_formula(
-        [
-            torch.ops.focus_lab.deformable_attention,
-            torch.ops.focus_lab.deformable_attention_backward,
-        ]
-    )(_no_flops)
-    return library
-
-
-def _output_like(
-    value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
-) -> Tensor:
-    heads, channels = value.shape[2:]
-    return value.new_empty((locations.shape[0], locations.shape[1], heads * channels))
-
-
-def _gradients_like(
-    grad_output: Tensor,
+def compiled_projected_deformable_attention(
     value: Tensor,
-    spatial_shapes: Sequence[int],
-    locations: Tensor,
-    weights: Tensor,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        value.new_empty(value.shape),
-        locations.new_empty(locations.shape),
-        weights.new_empty(weights.shape),
+    spatial_shapes: tuple[tuple[int, int], ...],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+) -> Tensor:
+    """See `focus_lab.ops.projected_deformable_attention`; sums as the operator above does.
+
+    Reference points must be float32 (float64 with a float64 value), under autocast too; offsets and
+    logits the same, or both of 16 bits: locations and weights are made from them in float32.
+
+    Raises:
+        CompiledOpError: when the library cannot be used.
+        RuntimeError: when shapes, dtypes or devices do not fit.
+        NotImplementedError: forward-mode derivatives, or those of torch.func, are asked for.
+    """
+    _ensure_loaded()
+    _refuse_transforms(value, reference_points, offsets, logits)
+    sizes = [size for shape in spatial_shapes for size in shape]
+    output: Tensor = torch.ops.focus_lab.projected_deformable_attention.default(
+        value, sizes, reference_points, offsets, logits
     )
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    value, ctx.spatial_shapes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
-
-
-def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
-    value, locations, weights = ctx.saved_tensors
-    # Read here, as the stable ABI does not tell it.
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    of_value, of_locations, of_weights = torch.ops.focus_lab.deformable_attention_backward.default(
-        grad_output, value, ctx.spatial_shapes, locations, weights, deterministic
-    )
-    return of_value, None, of_locations, of_weights
-
-
-def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
-    raise NotImplementedError(
-        "deformable_attention: the compiled implementation has no second derivatives, got a "
-        "backward pass through its gradients; choose the reference implementation for them"
-    )
-
-
-class _Autocast:
-    """Under autocast the value takes the lower precision; locations and weights keep float32."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device.lower()
-        self.keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
-
-    def __call__(
-        self, value: Tensor, spatial_shapes: Sequence[int], locations: Tensor, weights: Tensor
-    ) -> Tensor:
-        if value.dtype != torch.float64:  # as torch's own rules leave float64 alone
-            value = value.to(torch.get_autocast_dtype(self.device))
-        with torch._C._ExcludeDispatchKeyGuard(self.keys):
-            output: Tensor = torch.ops.focus_lab.deformable_attention.default(
-                value, spatial_shapes, locations, weights
-            )
-        return output
-
-
-def _no_flops(*shapes: Any, **more: Any) -> int:
-    """Bilinear sampling counts nothing, as in the reference (see focus_lab.training.cost)."""
-    return 0
+    return output

@@ -44,3 +44,35 @@ def reference_deformable_attention(
         total = attended if total is None else total + attended
     assert total is not None, "a feature pyramid has at least one level"
     return total.view(batch, heads * channels, queries).transpose(1, 2).to(value.dtype)
+
+
+def reference_projected_deformable_attention(
+    value: Tensor,
+    spatial_shapes: tuple[tuple[int, int], ...],
+    reference_points: Tensor,
+    offsets: Tensor,
+    logits: Tensor,
+    widths_heights: Tensor | None = None,
+) -> Tensor:
+    """See `focus_lab.ops.projected_deformable_attention`; computes in float32 at least."""
+    if widths_heights is None and reference_points.shape[-1] == 2:
+        widths_heights = reference_points.new_tensor([(w, h) for h, w in spatial_shapes])  # [L, 2]
+    locations, weights = samples_of(reference_points, offsets, logits, widths_heights)
+    return reference_deformable_attention(value, spatial_shapes, locations, weights)
+
+
+def samples_of(
+    reference_points: Tensor, offsets: Tensor, logits: Tensor, widths_heights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Locations [B, Q, H, L, P, 2] and weights [B, Q, H, L, P]; points need `widths_heights`."""
+    exact = torch.promote_types(reference_points.dtype, torch.float32)
+    offsets = offsets.to(torch.promote_types(offsets.dtype, exact))
+    logits = logits.to(torch.promote_types(logits.dtype, exact))
+    weights = logits.softmax(-1).view(offsets.shape[:-1])
+    anchors = reference_points[:, :, None, :, None]  # [B', Q, 1, L or 1, 1, 2 or 4]
+    if reference_points.shape[-1] == 4:
+        # Offsets are in halves of the box, divided by the number of points.
+        steps = anchors[..., 2:] * (0.5 / offsets.shape[4])
+        return anchors[..., :2] + offsets * steps, weights
+    assert widths_heights is not None, "offsets from points count pixels"
+    return anchors + offsets / widths_heights[:, None], weights

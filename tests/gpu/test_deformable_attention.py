@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from focus_lab.ops import deformable_attention, library_state, load
+from focus_lab.ops import (
+    deformable_attention,
+    library_state,
+    load,
+    projected_deformable_attention,
+)
 
 STATE = library_state()
 pytestmark = [
@@ -121,6 +126,9 @@ class Problem(ctypes.Structure):
         *((name, ctypes.c_int32) for name in ("levels", "points", "dtype")),
         ("level", Level * 32),
         *((name, ctypes.c_int64) for name in ("value_batch_stride", "value_token_stride")),
+        *((name, ctypes.c_int32) for name in ("reference_size", "reference_levels")),
+        ("reference_batch_stride", ctypes.c_int64),
+        ("projected", ctypes.c_int32),
     ]
 
 
@@ -322,6 +330,44 @@ def test_without_images_or_queries_there_is_nothing_or_zero(
 
 
 # --- Deterministic mode ---
+
+
+# --- From projections ---
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_projections_give_what_the_definition_says(
+    narrow: bool, shared: bool, size: int, dtype: torch.dtype
+) -> None:
+    if narrow and dtype.itemsize > 2:
+        pytest.skip("offsets are as narrow as the value")
+    value, locations, weights, upstream = random_inputs(dtype=dtype, queries=300, points=4)
+    batch, queries, _, levels, points = weights.shape
+    generator = torch.Generator("cuda").manual_seed(1)
+    layout = (1 if shared else batch, queries, levels, size)
+    reference = torch.rand(layout, generator=generator, device="cuda").to(weights) * 0.8 + 0.1
+    anchors = reference[:, :, None, :, None]
+    sizes = sizes_of(PYRAMID, "cuda").to(weights)
+    steps = 1 / sizes if size == 2 else anchors[..., 2:] * (0.5 / points)
+    offsets = (locations - anchors[..., :2]) / steps
+    logits = weights.flatten(3) * 2
+    if narrow:
+        offsets, logits = offsets.to(dtype), logits.to(dtype)
+    results = []
+    for name, exact in (("compiled", False), ("reference", True)):
+        leaves = [
+            (x.double() if exact else x).detach().clone().requires_grad_()
+            for x in (value, reference, offsets, logits)
+        ]
+        output = projected_deformable_attention(leaves[0], PYRAMID, *leaves[1:], name)
+        gradients = torch.autograd.grad(output, leaves, upstream.to(output))
+        results.append([output.detach(), *gradients])
+    for actual, expected in zip(*results, strict=True):
+        error = (actual.double() - expected).norm() / expected.norm()
+        assert error < {8: 1e-11, 4: 1e-4, 2: 1e-2}[actual.element_size()]
 
 
 @pytest.fixture

@@ -53,11 +53,20 @@ def test_the_operation_and_its_gradients_match_the_release(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("coordinates", [2, 4])
-def test_the_block_with_projections_matches_the_release(coordinates, dtype, golden, formula):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_the_block_with_projections_matches_the_release(
+    implementation, coordinates, dtype, golden, formula
+):
     fixture = golden("A_msda_module")
     config, tensors = fixture.config, fixture.tensors
     shapes = tuple(tuple(shape) for shape in config["levels_hw"])
-    block = DeformableAttention(config["d_model"], config["heads"], len(shapes), config["points"])
+    block = DeformableAttention(
+        config["d_model"],
+        config["heads"],
+        len(shapes),
+        config["points"],
+        implementation=implementation,
+    )
     state = {
         name: formula.parameter(name, tensor.shape, config["fill_salt"])
         for name, tensor in block.state_dict().items()

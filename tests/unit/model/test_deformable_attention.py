@@ -1,10 +1,13 @@
 """The deformable attention block: its start, its value projections."""
 
+import pytest
 import torch
 
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
 from focus_lab.model.initialization import initialize_transformer
+from focus_lab.ops import library_state
 
+STATE = library_state()
 SHAPES = ((4, 4), (2, 2))
 WIDTHS_HEIGHTS = torch.tensor([[4.0, 4.0], [2.0, 2.0]])
 
@@ -46,3 +49,36 @@ def test_a_point_reference_that_all_levels_share_may_have_one_level():
     shared = block(queries, points, value, SHAPES, WIDTHS_HEIGHTS)
     apart = block(queries, points.expand(2, 5, 2, 2), value, SHAPES, WIDTHS_HEIGHTS)
     torch.testing.assert_close(shared, apart)
+
+
+def attend(block, queries, references, tokens, dtype=None):
+    """Output and the gradients of queries, tokens and all parameters."""
+    leaves = [queries.clone().requires_grad_(), tokens.clone().requires_grad_()]
+    with torch.autocast("cpu", dtype, enabled=dtype is not None):
+        value = project_values([block], leaves[1], None)[0]
+        output = block(leaves[0], references, value, SHAPES, WIDTHS_HEIGHTS)
+    gradients = torch.autograd.grad(output.float().sum(), [*leaves, *block.parameters()])
+    return [output.detach(), *gradients]
+
+
+@pytest.mark.skipif(not STATE.ok, reason=f"compiled operators: {STATE.reason}")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("coordinates", [2, 4])
+@pytest.mark.parametrize(("batch", "levels"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_both_implementations_give_the_same_outputs_and_gradients(
+    batch, levels, coordinates, dtype
+):
+    torch.manual_seed(0)
+    block = DeformableAttention(16, 4, 2, 2)
+    torch.nn.init.normal_(block.sampling_offsets.weight, std=0.3)
+    torch.nn.init.normal_(block.attention_weights.weight)
+    # Drawn apart, so that hardly a sample lies at a pixel's centre, where the derivative steps.
+    references = torch.rand(batch, 7, levels, coordinates) * 0.8 + 0.1
+    queries, tokens = torch.randn(2, 7, 16), torch.randn(2, 20, 16)
+    expected = attend(block, queries, references, tokens, dtype)
+    block.implementation = "compiled"
+    actual = attend(block, queries, references, tokens, dtype)
+    tolerance = 1e-5 if dtype is None else 2e-2
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).norm() <= tolerance * theirs.norm()

@@ -1,6 +1,6 @@
 // Runs calls of the CUDA half on the host: reads them from standard input, writes what they leave to standard output.
 //
-// A call: 16 numbers of 64 bits (see Header), a height and a width for each level, then the arrays. Arrays are copied
+// A call: 20 numbers of 64 bits (see Header), a height and a width for each level, then the arrays. Arrays are copied
 // to memory of exactly their size; results start as NaN. The answer: 0 and the results, or the length of a sentence and
 // the sentence.
 #include <unistd.h>
@@ -20,6 +20,9 @@ struct Header {
   int64_t order, max_shared, multiprocessors;
   int64_t misalign;     // moves value by as many bytes
   int64_t has_kernels;  // 0: the library was built for other devices
+  // From projections: numbers of a reference point (0: locations and weights are given), levels and images that have
+  // their own, and the type of offsets and logits.
+  int64_t reference_size, reference_levels, reference_batch, projected;
 };
 
 bool read_all(void* to, size_t bytes) { return std::fread(to, 1, bytes, stdin) == bytes; }
@@ -82,14 +85,33 @@ void run(const Header& header) {
   machine.multiprocessors = static_cast<int>(header.multiprocessors);
   machine.has_kernels = header.has_kernels != 0;
 
+  problem.reference_size = static_cast<int32_t>(header.reference_size);
+  problem.reference_levels = static_cast<int32_t>(header.reference_levels);
+  const size_t references = header.queries * header.reference_levels * header.reference_size;
+  problem.reference_batch_stride = header.reference_batch == 1 ? 0 : references;
+  problem.projected = static_cast<Dtype>(header.projected);
+
   const size_t element = bytes_of(problem.dtype), number = element == 8 ? 8 : 4;
   const size_t values = problem.batch * problem.tokens * problem.heads * problem.channels;
   const size_t outputs = problem.batch * problem.queries * problem.heads * problem.channels;
   const size_t samples = problem.batch * problem.queries * problem.heads * problem.levels * problem.points;
   Array value(values * element), locations(2 * samples * number), weights(samples * number);
   value.read();
-  locations.read();
-  weights.read();
+  const bool made = header.reference_size > 0;
+  const size_t narrow = bytes_of(problem.projected);
+  Array reference_points(header.reference_batch * references * number), offsets(made ? 2 * samples * narrow : 0),
+      logits(made ? samples * narrow : 0);
+  if (made) {
+    reference_points.read();
+    offsets.read();
+    logits.read();
+    const char* error = focus_lab_cuda_make(&problem, reference_points.data, offsets.data, logits.data, locations.data,
+                                            weights.data, nullptr);
+    if (error != nullptr) return answer(error, {});
+  } else {
+    locations.read();
+    weights.read();
+  }
   const int split = static_cast<int>(header.split);
   if (header.backward == 0) {
     Array output(outputs * element);
@@ -103,10 +125,15 @@ void run(const Header& header) {
   Array grad_value(values * element), grad_locations(2 * samples * number), grad_weights(samples * number);
   const bool deterministic = header.variant == static_cast<int64_t>(BackwardVariant::kDeterministic);
   Array workspace(static_cast<size_t>(focus_lab_cuda_backward_workspace(&problem, deterministic)));
-  answer(focus_lab_cuda_backward_variant(&problem, grad_output.data, value.data + header.misalign, locations.data,
-                                         weights.data, grad_value.data, grad_locations.data, grad_weights.data,
-                                         workspace.data, static_cast<int>(header.variant), split, nullptr),
-         {&grad_value, &grad_locations, &grad_weights});
+  const char* error = focus_lab_cuda_backward_variant(
+      &problem, grad_output.data, value.data + header.misalign, locations.data, weights.data, grad_value.data,
+      grad_locations.data, grad_weights.data, workspace.data, static_cast<int>(header.variant), split, nullptr);
+  if (!made || error != nullptr) return answer(error, {&grad_value, &grad_locations, &grad_weights});
+  Array grad_reference_points(reference_points.bytes), grad_offsets(offsets.bytes), grad_logits(logits.bytes);
+  error = focus_lab_cuda_finish(&problem, reference_points.data, offsets.data, weights.data, grad_locations.data,
+                                grad_weights.data, grad_reference_points.data, grad_offsets.data, grad_logits.data,
+                                nullptr);
+  answer(error, {&grad_value, &grad_reference_points, &grad_offsets, &grad_logits});
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from focus_lab.ops import CompiledOpError, deformable_attention, library_state, load
@@ -489,6 +490,40 @@ def test_second_derivatives_are_refused_in_a_sentence():
         gradient.sum().backward()
 
 
+@needs_library
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's word for a loop
+def test_vmap_is_a_loop_over_its_calls():
+    *inputs, _ = random_inputs()
+    batches = [torch.stack((x, x.flip(0), x + 0.5)) for x in inputs]
+
+    def attend(value, locations, weights):
+        return deformable_attention(value, SHAPES, locations, weights, "compiled")
+
+    expected = torch.stack([attend(*one) for one in zip(*batches, strict=True)])
+    assert torch.equal(torch.vmap(attend)(*batches), expected)
+
+
+@needs_library
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # torch's own use of it
+@pytest.mark.parametrize("number", range(3))
+def test_forward_mode_and_functional_derivatives_are_refused_in_a_sentence(number):
+    *inputs, _ = random_inputs()
+
+    def attend(x):
+        tensors = [*inputs[:number], x, *inputs[number + 1 :]]
+        return deformable_attention(tensors[0], SHAPES, *tensors[1:], "compiled")
+
+    x = inputs[number]
+    with pytest.raises(NotImplementedError, match=r"no forward-mode derivatives.*the reference"):
+        torch.func.jvp(attend, (x,), (x,))
+    with forward_ad.dual_level():
+        attend(x)  # none is asked for
+        with pytest.raises(NotImplementedError, match="no forward-mode derivatives"):
+            attend(forward_ad.make_dual(x, x))
+    with pytest.raises(NotImplementedError, match=r"no derivatives of torch\.func.*torch\.auto"):
+        torch.func.grad(lambda x: attend(x).sum())(x)
+
+
 # --- Refusals ---
 
 
@@ -589,7 +624,7 @@ def test_a_file_that_is_no_such_library_is_broken(content, tmp_path):
 
 def test_a_library_of_other_sources_is_stale(tmp_path):
     (tmp_path / "deformable_attention.h").write_text("other")
-    facts = {"interface": 1, "source_hash": "0123456789abcdef"}
+    facts = {"interface": 2, "source_hash": "0123456789abcdef"}
     path = tmp_path / "old.so"
     path.write_bytes(b"focus_lab_ops_build=" + json.dumps(facts).encode() + b"\0")
     state = library_state(path, tmp_path)
@@ -602,7 +637,7 @@ def test_a_library_of_another_interface_is_stale(tmp_path):
     path = tmp_path / "old.so"
     path.write_bytes(b'focus_lab_ops_build={"interface": 0}\0')
     state = library_state(path)
-    assert (state.status, state.reason) == ("stale", "it has interface 0, 1 is needed")
+    assert (state.status, state.reason) == ("stale", "it has interface 0, 2 is needed")
 
 
 @needs_library

@@ -19,7 +19,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from focus_lab.ops.reference import reference_deformable_attention
+from focus_lab.ops.reference import (
+    reference_deformable_attention,
+    reference_projected_deformable_attention,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -56,21 +59,31 @@ class Host:
 
     def run(self, shapes, value, locations, weights, upstream=None, **choices):
         """The output, or with `upstream` the three gradients; a sentence if the call is refused."""
+        return self._run(shapes, value, (locations, weights), (0, 0, 0, 0), upstream, **choices)
+
+    def run_projected(self, shapes, value, reference, offsets, logits, upstream=None, **choices):
+        """The same from projections: four gradients."""
+        batch, _, levels, size = reference.shape
+        facts = (size, levels, batch, DTYPES[offsets.dtype])
+        return self._run(shapes, value, (reference, offsets, logits), facts, upstream, **choices)
+
+    def _run(self, shapes, value, others, facts, upstream, **choices):
         batch, tokens, heads, channels = value.shape
-        queries, levels, points = (locations.shape[axis] for axis in (1, 3, 4))
+        queries, levels, points = (others[-2].shape[axis] for axis in (1, 3, 4))
         numbers = {
             **{"split": 0, "variant": 0, "order": 0, "shared": 227 * KIB, "multiprocessors": 132},
             **{"misalign": 0, "has_kernels": 1},
             **choices,
         }
         call = struct.pack(
-            "<16q",
+            "<20q",
             *(upstream is not None, DTYPES[value.dtype]),
             *(batch, tokens, queries, heads, channels, levels, points),
             *numbers.values(),
+            *facts,
         )
         call += b"".join(struct.pack("<2i", *shape) for shape in shapes)
-        arrays = (value, locations, weights, *(() if upstream is None else (upstream,)))
+        arrays = (value, *others, *(() if upstream is None else (upstream,)))
         call += b"".join(map(bytes_of, arrays))
         done = subprocess.run([self.program], input=call, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()
@@ -80,7 +93,7 @@ class Host:
         if upstream is None:
             likes = [value.new_empty(batch, queries, heads * channels)]
         else:
-            likes = [value, locations, weights]
+            likes = [value, *others]
         results, at = [], 8
         for like in likes:
             size = like.numel() * like.element_size()
@@ -110,9 +123,11 @@ def host(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cuda_on_host")
     flags = ["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    sources = (CSRC / "cuda/forward.cu", CSRC / "cuda/backward.cu", HERE / "cuda_host.cpp")
+    sources = (*sorted((CSRC / "cuda").glob("*.cu")), HERE / "cuda_host.cpp")
     objects = [folder / f"{source.name}.o" for source in sources]
     include = [f"-I{HERE / 'cuda_on_host'}", '-DFOCUS_LAB_CUDA_ARCHITECTURES="75 90"']
+    # Kernels of whole arrays get so few blocks that their threads go on in steps of the grid.
+    include.append("-DFOCUS_LAB_ARRAY_BLOCKS=2")
     in_parallel(
         [*compiler, *flags, *sanitize, *include, "-x", "c++", "-c", source, "-o", target]
         for source, target in zip(sources, objects, strict=True)
@@ -397,6 +412,69 @@ def test_a_device_without_kernels_is_told_what_there_is(host):
         assert "built for architectures 75 90, got cuda:0 of architecture 99; build the" in said
 
 
+# --- From projections, on the host ---
+
+
+def projected_inputs(size=2, shared=False, one_level=False, projected=None, **more):
+    """Value, reference points, offsets, logits, upstream gradient: the samples of random_inputs."""
+    shapes = more.get("shapes", PYRAMID)
+    value, locations, weights, upstream = random_inputs(**more)
+    generator = torch.Generator().manual_seed(1)
+    batch, queries, _, levels, points = weights.shape
+    layout = (1 if shared else batch, queries, 1 if one_level else levels, size)
+    reference = torch.rand(layout, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    anchors = reference[:, :, None, :, None]
+    sizes = torch.tensor([(w, h) for h, w in shapes], dtype=torch.float64)[:, None]
+    steps = 1 / sizes if size == 2 else anchors[..., 2:] * (0.5 / points)
+    offsets = (locations.double() - anchors[..., :2]) / steps
+    logits = torch.randn(*weights.shape[:3], levels * points, generator=generator) * 2
+    kind = projected or weights.dtype
+    return value, reference.to(weights.dtype), offsets.to(kind), logits.to(kind), upstream
+
+
+def check_projected(host, shapes, inputs, dtype, **choices):
+    value, *others, upstream = inputs
+    exact = [x.double().requires_grad_() for x in (value, *others)]
+    output = reference_projected_deformable_attention(exact[0], shapes, *exact[1:])
+    expected = torch.autograd.grad(output, exact, upstream.double())
+    assert_close(host.run_projected(shapes, value, *others), output.detach(), TOLERANCE[dtype])
+    gradients = host.run_projected(shapes, value, *others, upstream, **choices)
+    for actual, gradient in zip(gradients, expected, strict=True):
+        assert_close(actual, gradient, max(TOLERANCE[dtype], TOLERANCE[actual.dtype]))
+    return gradients
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("one_level", [False, True])
+def test_projections_equal_the_reference(host, one_level, shared, size, dtype):
+    inputs = projected_inputs(
+        size, shared, one_level, dtype=dtype, channels=16, points=4, queries=11
+    )
+    check_projected(host, PYRAMID, inputs, dtype)
+
+
+@pytest.mark.parametrize(("levels", "points"), [(1, 1), (1, 7), (2, 8), (4, 5), (3, 11), (4, 20)])
+def test_any_number_of_samples_has_its_softmax(host, levels, points):
+    shapes = PYRAMID[:levels]
+    inputs = projected_inputs(shapes=shapes, points=points, queries=9, heads=3, size=4)
+    check_projected(host, shapes, inputs, torch.float32)
+
+
+@pytest.mark.parametrize("projected", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [2, 4])
+def test_16_bit_projections_are_computed_in_float32(host, size, projected):
+    inputs = projected_inputs(size, projected=projected, dtype=projected, points=4)
+    check_projected(host, PYRAMID, inputs, projected)
+
+
+@pytest.mark.parametrize("variant", [DIRECT, SORTED, DETERMINISTIC])
+def test_every_way_to_sum_takes_projections(host, variant):
+    inputs = projected_inputs(queries=300, batch=1)
+    check_projected(host, PYRAMID, inputs, torch.float32, variant=variant)
+
+
 # --- For every architecture ---
 
 
@@ -451,6 +529,9 @@ def readable(symbol):
     """`backward<float, 4, 3>` of a mangled name; the last number is -1 for any lanes."""
     what = re.search(r"\d+([a-z]+)_kernelI(.*?)EE?v", symbol)
     types = {"f": "float", "d": "double", "N": "16 bit"}
+    if what[1] in ("make", "finish", "reference"):  # of locations and of offsets
+        second = "16 bit" if len(what[2]) > 2 else types[what[2][1]]
+        return f"{what[1]}<{types[what[2][0]]}, {second}>"
     numbers = [n.replace("n", "-") for n in re.findall(r"Li(n?\d+)E?", what[2])]
     first = types.get(what[2][0])
     return f"{what[1]}<{', '.join([*([first] if first else []), *numbers])}>"
@@ -462,6 +543,8 @@ def budget(name):
         return 128 if "double" in name else 64
     if name.startswith("backward"):
         return 128 if "-1" in name else 80 if "16 bit" in name else 64
+    if name.startswith(("make", "finish", "reference")):
+        return 64
     return 80 if name.startswith("scatter") else 64
 
 
@@ -472,7 +555,10 @@ def test_every_kernel_is_compiled_for_every_architecture(objects):
     assert sorted(names, key=int) == list(BUILD.ARCHITECTURES)
     for kernels in names.values():
         assert sorted(kernels) == sorted(names["90"])
-    for name in ("forward<float, 4, 3>", "backward<float, 4, 3>", "scatter<32>"):
+    for name in (
+        *("forward<float, 4, 3>", "backward<float, 4, 3>", "scatter<32>"),
+        *("make<float, float>", "finish<float, 16 bit>", "reference<double, double>"),
+    ):
         assert name in names["90"]
 
 
