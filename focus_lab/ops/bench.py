@@ -15,55 +15,25 @@ import platform
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from focus_lab.errors import FocusLabError, UserError
 from focus_lab.ops.bench_cases import CASES, Case, make_inputs
-from focus_lab.ops.clock import Step, copy_bandwidth, device_name, interleaved
-from focus_lab.ops.compiled import (
-    CompiledOpError,
-    compiled_deformable_attention,
-    library_state,
-    load,
-)
-from focus_lab.ops.peers import (
-    Call,
-    Inputs,
-    NotInstalled,
-    Peer,
-    compiled_reference,
-    peers,
-    reference,
-)
+from focus_lab.ops.bench_table import as_text as as_text
+from focus_lab.ops.clock import copy_bandwidth, device_name, interleaved
+from focus_lab.ops.compiled import CompiledOpError, library_state, load
+from focus_lab.ops.contenders import Contender, contender, glue_and_compiled, ours, results
+from focus_lab.ops.peers import Inputs, NotInstalled, Peer, compiled_reference, peers, reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("forward", "backward", "forward+backward")
 
-# Largest error, as the norm of the difference to the float64 reference over the norm of that, of
-# the output and of each gradient. Rounding stays below it, any wrong head, level or corner does
-# not, nor do 16-bit locations. A location's gradient jumps where a sample crosses a pixel's centre,
-# and float32 puts a few on the other side.
-_TOLERANCES = {
-    torch.float32: (1e-4, 2e-2),
-    torch.bfloat16: (2e-2, 6e-2),
-    torch.float16: (5e-3, 6e-2),
-}
-
-
-@dataclass(frozen=True)
-class _Contender:
-    """An implementation that has passed the check on the inputs at hand."""
-
-    name: str
-    steps: dict[str, Step]
-    """What is timed, by direction."""
-    error: float
+Result: TypeAlias = dict[str, Any]
+"""The content of `bench ops --json`."""
 
 
 def bench_ops(
@@ -74,7 +44,8 @@ def bench_ops(
     threads: int | None = None,
     compile_reference: bool = False,
     on_case: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+    on_result: Callable[[Result], None] = lambda result: None,
+) -> Result:
     """Time the compiled operator and all others on the same inputs.
 
     A round runs every implementation once, in turn; times are medians over the rounds. Whoever
@@ -90,6 +61,8 @@ def bench_ops(
         threads: of the CPU; by default torch's own number.
         compile_reference: measure the reference through torch.compile too; it compiles for a while.
         on_case: told what is being measured.
+        on_result: told all that has been found, again after each row: a run of an hour that is cut
+            off has then left what it had.
 
     Returns:
         The content of `bench ops --json`. Beside the common columns a row has `ratio_range` (least
@@ -114,26 +87,29 @@ def bench_ops(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        rows, skipped = measure(
-            chosen, [DTYPES[name] for name in dtypes], others, where,
-            rounds or (25 if where.type == "cuda" else 5), on_case,
-        )  # fmt: skip
         bandwidth = copy_bandwidth(where)
-        used_threads = torch.get_num_threads()
+        result: Result = {
+            "bench": "ops",
+            "device": device_name(where),
+            "threads": torch.get_num_threads(),
+            "versions": _versions(),
+            "library": build,
+            "copy_gb_s": bandwidth,
+            "rows": [],
+            "skipped": [],
+        }
+
+        def on_row(row: dict[str, Any]) -> None:
+            row["copy_share"] = row["ours_gb_s"] / bandwidth
+            on_result(result)
+
+        measure(
+            chosen, [DTYPES[name] for name in dtypes], others, where,
+            rounds or (25 if where.type == "cuda" else 5), result, on_case, on_row,
+        )  # fmt: skip
     finally:
         torch.set_num_threads(before)
-    for row in rows:
-        row["copy_share"] = row["ours_gb_s"] / bandwidth
-    return {
-        "bench": "ops",
-        "device": device_name(where),
-        "threads": used_threads,
-        "versions": _versions(),
-        "library": build,
-        "copy_gb_s": bandwidth,
-        "rows": rows,
-        "skipped": skipped,
-    }
+    return result
 
 
 def measure(
@@ -142,33 +118,35 @@ def measure(
     others: Sequence[Peer],
     device: torch.device,
     rounds: int,
+    result: Result,
     on_case: Callable[[str], None] = lambda text: None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows, and who is in none of them and why; see `bench_ops`."""
-    rows: list[dict[str, Any]] = []
-    skipped: list[dict[str, Any]] = []
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> None:
+    """Fill in `rows`, and in `skipped` who is in none of them and why; see `bench_ops`."""
+    rows, skipped = result["rows"], result["skipped"]
     absent: set[str] = set()
     for case, dtype in itertools.product(cases, dtypes):
         name = str(dtype).removeprefix("torch.")
         on_case(f"{case.name}, {name}")
         inputs, grad_output = make_inputs(case, dtype, device)
-        expected = _results(*reference().bind(inputs.to(torch.float64)), grad_output.double())
-        ours = _contender(_ours(), inputs, grad_output, expected)
-        if isinstance(ours, str):
-            raise FocusLabError(f"bench ops: {case.name}, {name}: the compiled operator {ours}")
-        contenders = [ours]
-        for peer in others:
+        expected = results(*reference().bind(inputs.to(torch.float64)), grad_output.double())
+        own = contender(ours(), inputs, grad_output, expected)
+        if isinstance(own, str):
+            raise FocusLabError(f"bench ops: {case.name}, {name}: the compiled operator {own}")
+        contenders = [own]
+        # No other takes projections.
+        for peer in (reference(), glue_and_compiled()) if case.projected else others:
             if peer.name in absent:
                 continue
             try:
-                found = _contender(peer, inputs, grad_output, expected)
+                found = contender(peer, inputs, grad_output, expected)
             except NotInstalled as error:
                 absent.add(peer.name)
                 skipped.append(
                     {"against": peer.name, "case": None, "dtype": None, "reason": str(error)}
                 )
                 continue
-            if isinstance(found, _Contender):
+            if isinstance(found, Contender):
                 contenders.append(found)
             else:
                 skipped.append(
@@ -176,10 +154,10 @@ def measure(
                 )
         del expected
         for direction in DIRECTIONS:
-            steps = [contender.steps[direction] for contender in contenders]
+            steps = [each.steps[direction] for each in contenders]
             times = interleaved(steps, device, rounds)
             ours_ms = statistics.median(times[0])
-            for contender, theirs in zip(contenders[1:], times[1:], strict=True):
+            for against, theirs in zip(contenders[1:], times[1:], strict=True):
                 against_ms = statistics.median(theirs)
                 ratios = [b / a for a, b in zip(times[0], theirs, strict=True)]
                 rows.append(
@@ -187,82 +165,17 @@ def measure(
                         "case": case.name,
                         "dtype": name,
                         "direction": direction,
-                        "against": contender.name,
+                        "against": against.name,
                         "ours_ms": ours_ms,
                         "against_ms": against_ms,
                         "ratio": against_ms / ours_ms,
                         "ratio_range": [min(ratios), max(ratios)],
                         "ours_gb_s": compulsory_bytes(inputs, direction) / ours_ms / 1e6,
-                        "ours_error": ours.error,
-                        "against_error": contender.error,
+                        "ours_error": own.error,
+                        "against_error": against.error,
                     }
                 )
-    return rows, skipped
-
-
-def _ours() -> Peer:
-    def bind(inputs: Inputs) -> tuple[Call, Inputs]:
-        shapes = inputs.spatial_shapes
-        return lambda v, x, w: compiled_deformable_attention(v, shapes, x, w), inputs
-
-    return Peer("compiled", bind)
-
-
-def _contender(
-    peer: Peer, inputs: Inputs, grad_output: Tensor, expected: Sequence[Tensor]
-) -> _Contender | str:
-    """What is to be timed, or why it is not."""
-    try:
-        call, wanted = peer.bind(inputs)
-        results = _results(call, wanted, grad_output)
-    except NotInstalled:
-        raise
-    except Exception as error:  # whatever somebody else's code raises is a finding
-        first = (str(error).strip() or "no message").splitlines()[0]
-        return f"fails with {type(error).__name__}: {first}"
-    limits = _TOLERANCES[inputs.value.dtype]
-    errors = [_relative_error(ours, theirs) for ours, theirs in zip(results, expected, strict=True)]
-    names = ("output", "gradient of value", "gradient of locations", "gradient of weights")
-    for name, found, limit in zip(names, errors, (limits[0], *limits[1:] * 3), strict=True):
-        if not found <= limit:  # a NaN is no agreement
-            return f"differs from the reference, {name} by {found:.2g} of its norm"
-    return _Contender(peer.name, _steps(call, wanted, grad_output), errors[0])
-
-
-def _results(call: Call, inputs: Inputs, grad_output: Tensor) -> tuple[Tensor, ...]:
-    """Output and the three gradients."""
-    leaves = _leaves(inputs)
-    output = call(*leaves)
-    gradients = torch.autograd.grad(output, leaves, grad_output.to(output.dtype))
-    return output.detach(), *gradients
-
-
-def _steps(call: Call, inputs: Inputs, grad_output: Tensor) -> dict[str, Step]:
-    leaves = _leaves(inputs)
-    output = call(*leaves)
-    upstream = grad_output.to(output.dtype)
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return call(*inputs.tensors)
-
-    return {
-        "forward": forward,
-        "backward": lambda: torch.autograd.grad(output, leaves, upstream, retain_graph=True),
-        "forward+backward": lambda: torch.autograd.grad(call(*leaves), leaves, upstream),
-    }
-
-
-def _leaves(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    value, locations, weights = (tensor.detach().requires_grad_() for tensor in inputs.tensors)
-    return value, locations, weights
-
-
-def _relative_error(found: Tensor, expected: Tensor) -> float:
-    if found.shape != expected.shape:
-        return math.inf
-    difference = (found.double() - expected).norm() / expected.norm().clamp_min(1e-30)
-    return float(difference)
+                on_row(rows[-1])
 
 
 def compulsory_bytes(inputs: Inputs, direction: str) -> int:
@@ -336,45 +249,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def as_text(result: dict[str, Any]) -> str:
-    """The rows as a table, then who was not timed and why."""
-    headings = ("case", "dtype", "direction", "against", "ours ms", "theirs ms", "ratio",
-                "range", "GB/s", "of copy")  # fmt: skip
-    lines = [headings]
-    for row in result["rows"]:
-        low, high = row["ratio_range"]
-        lines.append(
-            (
-                row["case"], row["dtype"], row["direction"], row["against"],
-                f"{row['ours_ms']:.4g}", f"{row['against_ms']:.4g}", f"{row['ratio']:.2f}",
-                f"{low:.2f}-{high:.2f}", f"{row['ours_gb_s']:.1f}", f"{row['copy_share']:.0%}",
-            )
-        )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = []
-    for line in lines:
-        cells = [
-            cell.ljust(width) if number < 4 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    text.append(
-        f"\n{result['device']}, {result['threads']} threads, torch {result['versions']['torch']}, "
-        f"plain copy {result['copy_gb_s']:.1f} GB/s; ratio = theirs / ours"
-    )
-    reasons: dict[tuple[str, str], list[str]] = {}
-    for skip in result["skipped"]:
-        place = f"{skip['case']} {skip['dtype']}" if skip["case"] else "all cases"
-        reasons.setdefault((skip["against"], skip["reason"]), []).append(place)
-    for (against, reason), places in reasons.items():
-        text.append(f"not timed: {against}: {reason} ({', '.join(places)})")
-    return "\n".join(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """`python -m focus_lab.ops.bench`."""
     parser = argparse.ArgumentParser(prog="python -m focus_lab.ops.bench", description=__doc__)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the result there too")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write the result there too, after each row"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cases", default="", help="names or their beginnings, with commas")
     parser.add_argument("--dtypes", default="float32,bfloat16")
@@ -382,16 +262,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--compile-reference", action="store_true")
     given = parser.parse_args(arguments)
+
+    def write(result: Result) -> None:
+        if given.json:
+            partial = given.json.with_name(given.json.name + ".part")
+            partial.write_text(json.dumps(result, indent=1))
+            partial.replace(given.json)
+
     try:
         result = bench_ops(
             given.device, split(given.cases), split(given.dtypes), given.rounds, given.threads,
-            given.compile_reference, lambda text: _say(sys.stderr, text),
+            given.compile_reference, lambda text: _say(sys.stderr, text), write,
         )  # fmt: skip
     except FocusLabError as error:
         _say(sys.stderr, f"error: {error}")
         return error.exit_code
-    if given.json:
-        given.json.write_text(json.dumps(result, indent=1))
+    write(result)
     _say(sys.stdout, as_text(result))
     return 0
 

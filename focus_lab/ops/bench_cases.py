@@ -32,6 +32,8 @@ class Case:
     order: Order = "index"
     queries: int | None = None
     """Decoder: as many queries, anywhere, instead of tokens."""
+    projected: bool = False
+    """The operator that makes locations and weights itself; around boxes in a decoder."""
 
 
 # 800 x 1333 pixels at strides 8 to 64.
@@ -51,6 +53,11 @@ CASES = (
     Case("decoder", _PAPER, queries=900),
     Case("demo", _DEMO, batch=4, heads=4, channels=16),
     Case("demo-decoder", _DEMO, batch=4, heads=4, channels=16, queries=50),
+    Case("projected-dense", _PAPER, projected=True),
+    Case("projected-kept-30", _PAPER, kept=0.3, order="morton", projected=True),
+    Case("projected-decoder", _PAPER, queries=900, projected=True),
+    Case("projected-demo", _DEMO, batch=4, heads=4, channels=16, projected=True),
+    Case("projected-demo-decoder", _DEMO, 4, 4, 16, queries=50, projected=True),
 )
 
 
@@ -74,10 +81,23 @@ def make_inputs(
     )
     widths_heights = torch.tensor([(width, height) for height, width in case.shapes])
     locations = centres[:, :, None, None, None] + offsets / widths_heights[:, None]
-    weights = torch.randn(*grid, generator=generator).flatten(3).softmax(-1).view(grid)
+    logits = torch.randn(*grid, generator=generator)
+    weights = logits.flatten(3).softmax(-1).view(grid)
     value = torch.randn(case.batch, tokens, case.heads, case.channels, generator=generator)
     grad_output = torch.randn(*grid[:2], case.heads * case.channels, generator=generator)
     inputs = Inputs(value.to(device, dtype), case.shapes, locations.to(device), weights.to(device))
+    if case.projected:
+        points = centres[:, :, None].expand(-1, -1, len(case.shapes), -1)  # [B, Q, L, 2]
+        if case.queries is not None:
+            # Boxes of which half, divided by the points, is a pixel: the same locations.
+            boxes = (2 * case.points / widths_heights).expand_as(points)
+            points = torch.cat((points, boxes), dim=-1)
+        inputs = replace(
+            inputs,
+            locations=offsets.to(device),
+            weights=logits.to(device),
+            reference_points=points.contiguous().to(device),
+        )
     return inputs, grad_output.to(device, dtype)
 
 

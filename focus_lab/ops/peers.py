@@ -15,7 +15,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from focus_lab.ops.reference import reference_deformable_attention
+from focus_lab.ops.reference import (
+    reference_deformable_attention,
+    reference_projected_deformable_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,17 @@ class Inputs:
     spatial_shapes: tuple[tuple[int, int], ...]
     locations: Tensor  # [B, Q, H, L, P, 2], at least float32
     weights: Tensor  # [B, Q, H, L, P], at least float32
+    reference_points: Tensor | None = None
+    """[B, Q, L, 2 or 4] where the samples are to be made: `locations` are offsets then, `weights`
+    logits, as `focus_lab.ops.projected_deformable_attention` takes them but for their shape."""
 
     def to(self, dtype: torch.dtype) -> Inputs:
-        """All three tensors in one dtype."""
+        """All tensors in one dtype."""
         value, locations, weights = (tensor.to(dtype) for tensor in self.tensors)
-        return replace(self, value=value, locations=locations, weights=weights)
+        points = None if self.reference_points is None else self.reference_points.to(dtype)
+        return replace(
+            self, value=value, locations=locations, weights=weights, reference_points=points
+        )
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,8 +71,16 @@ def reference() -> Peer:
     """Plain PyTorch: the definition."""
 
     def bind(inputs: Inputs) -> tuple[Call, Inputs]:
-        shapes = inputs.spatial_shapes
-        return lambda v, x, w: reference_deformable_attention(v, shapes, x, w), inputs
+        shapes, points = inputs.spatial_shapes, inputs.reference_points
+        if points is None:
+            return lambda v, x, w: reference_deformable_attention(v, shapes, x, w), inputs
+        sizes = points.new_tensor([(width, height) for height, width in shapes])
+        return (
+            lambda v, x, w: reference_projected_deformable_attention(
+                v, shapes, points, x, w.flatten(3), sizes
+            ),
+            inputs,
+        )
 
     return Peer("reference", bind)
 

@@ -2,16 +2,21 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from focus_lab.errors import FocusLabError, UserError
-from focus_lab.ops import CompiledOpError, bench, library_state
+from focus_lab.ops import CompiledOpError, bench, contenders, library_state
 from focus_lab.ops.bench_cases import CASES, Case, make_inputs, reference_points
 from focus_lab.ops.clock import interleaved
 from focus_lab.ops.peers import NotInstalled, Peer, peers, reference
-from focus_lab.ops.reference import reference_deformable_attention
+from focus_lab.ops.reference import (
+    reference_deformable_attention,
+    reference_projected_deformable_attention,
+    samples_of,
+)
 
 CPU = torch.device("cpu")
 TINY = Case("tiny", ((3, 5), (2, 2)), batch=2, heads=2, channels=4, points=2)
@@ -29,7 +34,9 @@ def library():
 def ours_is_the_reference(monkeypatch, request):
     """Unless a test wants the library: the others run without one."""
     if "library" not in request.fixturenames:
-        monkeypatch.setattr(bench, "compiled_deformable_attention", reference_deformable_attention)
+        for plain in (reference_deformable_attention, reference_projected_deformable_attention):
+            name = plain.__name__.replace("reference", "compiled")
+            monkeypatch.setattr(contenders, name, plain)
 
 
 def peer(name, change):
@@ -43,7 +50,9 @@ def peer(name, change):
 
 
 def measure(*others, dtypes=(torch.float32,), case=TINY):
-    return bench.measure([case], dtypes, others, CPU, rounds=2)
+    result = {"rows": [], "skipped": []}
+    bench.measure([case], dtypes, others, CPU, rounds=2, result=result)
+    return result["rows"], result["skipped"]
 
 
 def test_a_row_for_each_direction_and_peer():
@@ -55,6 +64,24 @@ def test_a_row_for_each_direction_and_peer():
     assert {(row["case"], row["dtype"]) for row in rows} == {("tiny", "float32")}
     assert all(row["ours_ms"] > 0 and row["ours_gb_s"] > 0 for row in rows)
     assert all(row["against_error"] < 1e-6 for row in rows)
+
+
+@pytest.mark.parametrize("queries", [None, 3])
+def test_projections_are_timed_against_making_samples_first(queries):
+    rows, skipped = measure(case=replace(TINY, projected=True, queries=queries))
+    assert skipped == []
+    assert {row["against"] for row in rows} == {"reference", "glue + compiled"}
+    assert all(row["against_error"] < 1e-6 for row in rows)
+
+
+@pytest.mark.parametrize("queries", [None, 3])
+def test_projections_make_the_samples_of_the_same_case(queries):
+    case = replace(TINY, queries=queries)
+    expected, _ = make_inputs(case, torch.float32, CPU)
+    inputs, _ = make_inputs(replace(case, projected=True), torch.float32, CPU)
+    sizes = torch.tensor([(width, height) for height, width in TINY.shapes])
+    made = samples_of(inputs.reference_points, inputs.locations, inputs.weights.flatten(3), sizes)
+    torch.testing.assert_close(made, (expected.locations, expected.weights))
 
 
 def test_the_ratio_is_theirs_over_ours(monkeypatch):
@@ -112,7 +139,7 @@ def test_a_peer_that_is_not_installed_is_listed_once_for_all_cases():
 
 def test_a_wrong_result_of_ours_ends_the_measurement(monkeypatch):
     monkeypatch.setattr(
-        bench,
+        contenders,
         "compiled_deformable_attention",
         lambda *inputs: reference_deformable_attention(*inputs) * 1.1,
     )
@@ -261,6 +288,27 @@ def test_the_module_writes_what_it_prints(tmp_path, capsys, monkeypatch):
     assert said.err.split("\n") == ["tiny, float32", "tiny, bfloat16", ""]
     assert said.out.startswith("case")
     assert "not timed: zeros: differs from the reference, output by 1 of its norm (" in said.out
+
+
+@pytest.mark.usefixtures("library")
+def test_a_run_that_is_cut_off_has_left_its_rows(tmp_path, monkeypatch):
+    def cut_off(steps, device, rounds):
+        measured.append(device)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return [[1.0], [2.0]]
+
+    measured = []
+    monkeypatch.setattr(bench, "CASES", (TINY,))
+    monkeypatch.setattr(bench, "peers", lambda device: [])
+    monkeypatch.setattr(bench, "copy_bandwidth", lambda device: 10.0)
+    monkeypatch.setattr(bench, "interleaved", cut_off)
+    file = tmp_path / "ops.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(["--json", str(file)])
+    (row,) = json.loads(file.read_text())["rows"]
+    assert (row["direction"], row["ratio"]) == ("forward", 2)
+    assert row["copy_share"] == pytest.approx(row["ours_gb_s"] / 10)
 
 
 def test_an_error_is_a_sentence_and_an_exit_code(capsys):
