@@ -10,12 +10,13 @@ CSRC := $(shell find csrc -type f -not -name '*.pyc')
 SIDE_BY_SIDE := --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install op demo test test-fast lint format reference
+.PHONY: help install op demo test test-fast chaos lint format reference
 
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 7 minutes)"
 	@echo "make test       install, then lint, types, layers and all tests (about 11 minutes)"
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 90 seconds)"
+	@echo "make chaos      30 sweeps in which anything is killed at any moment (about half an hour)"
 	@echo "make op         build the compiled operators anew"
 	@echo "make lint       ruff, mypy, import contract, spelling"
 	@echo "make format     ruff's formatter and safe fixes"
@@ -49,6 +50,10 @@ test: lint
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
+
+# 30 sweeps in which anything is killed at any moment; about half an hour.
+chaos: install
+	FOCUS_LAB_CHAOS_RUNS=30 $(BIN)/python -m pytest tests/e2e/test_chaos.py
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)

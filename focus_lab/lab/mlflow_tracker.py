@@ -7,6 +7,7 @@ import getpass
 import json
 import logging
 import math
+import os
 import sqlite3
 import ssl
 import sys
@@ -67,6 +68,8 @@ class MlflowTracker:
     def __init__(self, uri: str, artifacts: str | None = None) -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        # A line a run with its address on the server; the sweep says where to look in the end.
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         self.uri = uri
         self._artifacts = artifacts
         self._epochs: dict[str, set[int]] = {}

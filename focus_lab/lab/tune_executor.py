@@ -67,8 +67,9 @@ class TuneExecutor:
 
         if self._started:
             return
-        for name in ("ray", "ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        # Tune logs a dead worker with its traceback; what that means is said in our words.
+        for name in ("ray", "ray.tune", "ray.train", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         settings: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,

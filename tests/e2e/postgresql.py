@@ -64,10 +64,59 @@ def as_account(*command: str | Path) -> list[str | Path]:
 
 
 class PostgreSQL:
-    """A running server. It listens on a socket in its folder only, and trusts everybody there."""
+    """A server that listens on a socket in its folder only, and trusts everybody there.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    Args:
+        folder: its data, socket and log; open to the server's user.
+        durable: whether what it has confirmed survives kill -9 of its processes; slower.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        place = binaries()
+        assert place is not None
+        self._place, self._folder, self._durable = place, folder, durable
+        self._process: subprocess.Popen[bytes] | None = None
+        if user := account():
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        subprocess.run(
+            as_account(
+                place / "initdb", "--no-sync", "--auth=trust", f"--username={_USER}",
+                "--encoding=UTF8", "--no-locale", "--pgdata", folder / "data",
+            ),
+            cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it answers."""
+        # Safe against the death of the computer it need not be.
+        settings = ["-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"]
+        if not self._durable:
+            settings += ["-c", "synchronous_commit=off"]
+        data = self._folder / "data"
+        log = self._folder / "log.txt"
+        with log.open("a") as output:
+            self._process = subprocess.Popen(
+                as_account(self._place / "postgres", "-D", data, "-k", self._folder, *settings),
+                cwd=self._folder, stdout=output, stderr=output,
+            )  # fmt: skip
+        deadline = time.monotonic() + _START_SECONDS
+        ready = [self._place / "pg_isready", "--quiet", "--host", self._folder]
+        while subprocess.run(ready, check=False).returncode:
+            alive = self._process.poll() is None and time.monotonic() < deadline
+            assert alive, log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it in order."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(30)
+
+    def kill(self) -> None:
+        """Kill -9 its first process; the others end when they notice."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
 
     def new_database(self) -> str:
         """SQLAlchemy URL of a fresh database."""
@@ -82,42 +131,16 @@ class PostgreSQL:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[PostgreSQL]:
+def server(*, durable: bool = False) -> Iterator[PostgreSQL]:
     """A server within the context; what it stored is lost afterwards."""
-    place = binaries()
-    assert place is not None
     # Not a folder of pytest's: those are closed to other users.
     folder = Path(tempfile.mkdtemp(prefix="focus-lab-pg-"))
     try:
-        if user := account():
-            os.chown(folder, user.pw_uid, user.pw_gid)
-        data = folder / "data"
-        subprocess.run(
-            as_account(
-                place / "initdb", "--no-sync", "--auth=trust", f"--username={_USER}",
-                "--encoding=UTF8", "--no-locale", "--pgdata", data,
-            ),
-            cwd=folder, check=True, capture_output=True,
-        )  # fmt: skip
-        with (folder / "log.txt").open("w") as log:
-            process = subprocess.Popen(
-                as_account(
-                    place / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=",
-                    # Safe against the death of the computer it need not be.
-                    "-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off",
-                ),
-                cwd=folder, stdout=log, stderr=log,
-            )  # fmt: skip
+        started = PostgreSQL(folder, durable=durable)
         try:
-            deadline = time.monotonic() + _START_SECONDS
-            ready = [place / "pg_isready", "--quiet", "--host", folder]
-            while subprocess.run(ready, check=False).returncode:
-                alive = process.poll() is None and time.monotonic() < deadline
-                assert alive, (folder / "log.txt").read_text()
-                time.sleep(0.05)
-            yield PostgreSQL(folder)
+            started.start()
+            yield started
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(30)
+            started.stop()
     finally:
         shutil.rmtree(folder)
