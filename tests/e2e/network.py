@@ -32,11 +32,12 @@ set -e
 mount -t proc proc /proc
 mount -t tmpfs -o size=2g tmpfs /dev/shm
 mount --bind "$1" /etc/hosts
+mount --bind "$2" /etc/resolv.conf
 mkdir -p /tmp/ray
-mount --bind "$2" /tmp/ray
-hostname "$3"
+mount --bind "$3" /tmp/ray
+hostname "$4"
 ip link set lo up
-shift 3
+shift 4
 exec "$@"
 """
 
@@ -83,7 +84,7 @@ class Machine:
         """Start it, or start it again: no process, an empty /tmp/ray, its cable in."""
         ray = self.folder / f"ray-{len(list(self.folder.glob('ray-*')))}"
         ray.mkdir(parents=True)
-        command = ["sh", "-c", _BOOT, "boot", self._network.hosts, ray, self.name]
+        command = ["sh", "-c", _BOOT, "boot", *self._network.names, ray, self.name]
         self._holder, self._init = _hold(_NAMESPACES, *command, sys.executable, "-c", _INIT)
         peer = ("peer", "name", "eth0", "netns", str(self._init))
         # A killed machine's end of the cable vanishes a moment later than its processes.
@@ -200,12 +201,17 @@ class Network:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.hosts = folder / "hosts"
+        self._hosts = folder / "hosts"
+        self.names = self._hosts, folder / "resolv.conf"
         self.machines: list[Machine] = []
 
     def __enter__(self) -> Network:
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.hosts.write_text("127.0.0.1 localhost\n")
+        hosts, resolver = self.names
+        hosts.write_text("127.0.0.1 localhost\n")
+        # gRPC asks a name server even for names that it has found in the hosts file, for their
+        # addresses of the other kind, and waits: nobody there answers sooner than nobody far away.
+        resolver.write_text("nameserver 127.0.0.1\noptions timeout:1 attempts:1\n")
         self._holder, self._pid = _hold(("--net",), sys.executable, "-c", _INIT)
         try:
             # The sockets of computers that filter what crosses a bridge are not ours to change; in
@@ -235,7 +241,7 @@ class Network:
     def add(self, name: str) -> Machine:
         """A new machine on the network, started."""
         address = f"10.77.0.{len(self.machines) + 1}"
-        with self.hosts.open("a") as hosts:
+        with self._hosts.open("a") as hosts:
             hosts.write(f"{address} {name}\n")
         machine = Machine(self, name, address, self._folder / name)
         self.machines.append(machine)
