@@ -93,6 +93,7 @@ class Machine:
         self._network.switch("ip", "link", "set", self._port, "master", "switch", "up")
         self.run("ip", "address", "add", f"{self.address}/24", "dev", "eth0")
         self.run("ip", "link", "set", "eth0", "up")
+        self._wait_for_link()
         # A default route, as machines have: programs ask it which of their addresses is theirs.
         self.run("ip", "route", "add", "default", "dev", "eth0")
 
@@ -169,6 +170,9 @@ class Machine:
     def mend(self) -> None:
         """Put the cable back; returns when both ends have noticed."""
         self._network.switch("ip", "link", "set", self._port, "up")
+        self._wait_for_link()
+
+    def _wait_for_link(self) -> None:
         deadline = time.monotonic() + 20
         while "state UP" not in self.run("ip", "-o", "link", "show", "eth0").stdout or (
             "state forwarding" not in self._network.switch("bridge", "link", "show")

@@ -47,6 +47,15 @@ def call(caller: Machine, name: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def comes_to_answer(caller: Machine, name: str) -> bool:
+    """Who asked for an address in vain, or knows an old one, asks again only after seconds."""
+    deadline = time.monotonic() + 30
+    while call(caller, name) != name:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def test_machines_reach_each_other_by_name_and_are_told_apart(pair: list[Machine]) -> None:
     one, two = pair
     serve(two)
@@ -66,10 +75,7 @@ def test_a_pulled_cable_is_silence_until_it_is_put_back(pair: list[Machine]) -> 
     assert call(one, "two") is None
     assert call(two, "two") == "two"
     two.mend()
-    # Who asked for an address in vain does not ask again for a second or two.
-    deadline = time.monotonic() + 20
-    while call(one, "two") != "two":
-        assert time.monotonic() < deadline
+    assert comes_to_answer(one, "two")
 
 
 def test_a_killed_machine_loses_every_process_and_can_be_started_again(
@@ -86,7 +92,7 @@ def test_a_killed_machine_loses_every_process_and_can_be_started_again(
     assert two.run("ls", "/tmp/ray").stdout == ""
     assert (two.folder / "kept").read_text() == "on disk"
     serve(two)
-    assert call(one, "two") == "two"
+    assert comes_to_answer(one, "two")
 
 
 def test_a_command_that_takes_too_long_is_killed(pair: list[Machine]) -> None:
