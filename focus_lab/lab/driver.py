@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from focus_lab.lab.executor import Executor, TrialJob
+from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress, TrialProgress
 from focus_lab.lab.recorder import Recorder
 from focus_lab.lab.states import TrialState
@@ -61,11 +63,10 @@ class Driver:
         Raises:
             KeyboardInterrupt: a person interrupted; the same call goes on later.
         """
-        tracking_id = self._tracker.ensure_experiment(experiment)
-        self._store.set_tracking_id(experiment.id, tracking_id)
-        for trial in self._store.trials(experiment.id, planned_only=False):
-            self._reconcile(trial)
-        reconciled = [t for t in self._store.trials(experiment.id) if only(t)]
+        patience = Patience(note=self._progress.note)
+        tracking_id = patience(lambda: self._tracker.ensure_experiment(experiment))
+        patience(lambda: self._store.set_tracking_id(experiment.id, tracking_id))
+        reconciled = [t for t in patience(lambda: self._reconciled(experiment)) if only(t)]
         listener = Recorder(self._store, self._tracker, self._progress, self._on_last_start)
         jobs = []
         for trial in reconciled:
@@ -73,8 +74,7 @@ class Driver:
             self._progress.trials[trial.id] = shown
             if trial.state is not TrialState.PENDING:
                 continue
-            run_id = self._tracker.ensure_run(tracking_id, trial)
-            listener.add(self._store.set_tracking_run(trial, run_id))
+            listener.add(patience(partial(self._with_run, tracking_id, trial)))
             jobs.append(TrialJob(trial.id, trial.name, trial.spec, shown.folder))
         if not jobs:
             return
@@ -84,11 +84,16 @@ class Driver:
         finally:
             listener.put_back()
 
-    def _reconcile(self, trial: Trial) -> Trial:
-        """With the lease in hand, a running trial is one whose driver died: it waits again."""
-        if trial.state is TrialState.RUNNING:
-            return self._store.move(trial, TrialState.PENDING)
-        return trial
+    def _reconciled(self, experiment: Experiment) -> list[Trial]:
+        """The planned trials; with the lease in hand, one that runs is one whose driver died."""
+        for trial in self._store.trials(experiment.id, planned_only=False):
+            if trial.state is TrialState.RUNNING:
+                self._store.move(trial, TrialState.PENDING)
+        return self._store.trials(experiment.id)
+
+    def _with_run(self, tracking_id: str, trial: Trial) -> Trial:
+        """The trial with its run in the tracker."""
+        return self._store.set_tracking_run(trial, self._tracker.ensure_run(tracking_id, trial))
 
 
 def _shown(experiment: Experiment, trial: Trial) -> TrialProgress:

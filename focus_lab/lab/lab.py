@@ -16,6 +16,7 @@ from focus_lab import errors
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Executor
 from focus_lab.lab.lease import Lease
+from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.results import collect
 from focus_lab.lab.states import TrialState
@@ -68,8 +69,9 @@ class Lab:
             experiment = self.store.record(spec, plan, folder, cells)
             driver = Driver(self.store, self.tracker, executor, progress, _load_ahead)
             driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
-            self._measure_latency(experiment)
-            self.report(experiment.name)
+            patience = Patience(note=progress.note)
+            patience(lambda: self._measure_latency(experiment))
+            patience(lambda: self.report(experiment.name))
         return self.store.experiment(spec.name)
 
     def record(self, name: str) -> ExperimentRecord:

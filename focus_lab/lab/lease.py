@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import os
 import secrets
 import socket
 import threading
 from pathlib import Path
 
-from focus_lab.errors import StoreError
+from focus_lab.errors import StoreError, StoreUnreachableError
 from focus_lab.lab.store import LeaseHeldError, Store
 
 SECONDS = 60.0
@@ -60,7 +61,9 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._store.drop_lease(self._experiment_id, self._owner)
+        # A store that is away keeps it until it runs out; what ended the sweep is worth hearing.
+        with contextlib.suppress(StoreUnreachableError):
+            self._store.drop_lease(self._experiment_id, self._owner)
 
 
 def is_dead(owner: str) -> bool:

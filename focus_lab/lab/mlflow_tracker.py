@@ -25,7 +25,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
-from focus_lab.errors import TrackerError
+from focus_lab.errors import TrackerError, TrackerUnreachableError
 from focus_lab.lab.comparison import VIEW_KEY, shared_view
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
@@ -70,6 +70,8 @@ class MlflowTracker:
             logging.getLogger(name).setLevel(logging.ERROR)
         # A line a run with its address on the server; the sweep says where to look in the end.
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        # Its client would block for four minutes, and with it the sweep; who calls has patience.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
         self.uri = uri
         self._artifacts = artifacts
         self._epochs: dict[str, set[int]] = {}
@@ -260,10 +262,21 @@ class MlflowTracker:
                 reason = "cannot be used"
                 remedy = "check that it can be reached and written"
             first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-            raise TrackerError(
+            kind = TrackerUnreachableError if _may_come_back(error) else TrackerError
+            raise kind(
                 f"MLflow {self.uri}: {reason}, got {first[:300]}; {remedy}, "
                 "or choose another --tracking-uri"
             ) from error
+
+
+def _may_come_back(error: Exception) -> bool:
+    """Whether a tracker that fails like this may answer later: it is locked, away or starting."""
+    if isinstance(error, OSError | sqlite3.OperationalError | sa.exc.OperationalError):
+        return True
+    # Its client tells an outage by text, and a server's own troubles by number.
+    status = getattr(error, "get_http_status_code", lambda: 0)()
+    text = str(error)
+    return "API request to" in text or "locked" in text or 502 <= status <= 504
 
 
 def _reach(uri: str) -> None:

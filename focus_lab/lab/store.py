@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy.orm import Session
 
-from focus_lab.errors import StoreError
+from focus_lab.errors import StoreError, StoreUnreachableError
 from focus_lab.lab.states import TRANSITIONS, TrialState
 from focus_lab.lab.tables import VERSION_TABLE, ExperimentRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
@@ -385,7 +385,15 @@ class Store:
             else:
                 problem, remedy = "is not a focus_lab store", ""
             remedy += ", or choose another --store" if remedy else "choose another --store"
-            raise StoreError(f"store {self.url}: {problem}, got {got}; {remedy}") from error
+            kind = StoreUnreachableError if _may_come_back(error) else StoreError
+            raise kind(f"store {self.url}: {problem}, got {got}; {remedy}") from error
+
+
+def _may_come_back(error: Exception) -> bool:
+    """Whether a database that fails like this may answer later: it is locked, away or starting."""
+    return isinstance(
+        error, sa.exc.OperationalError | sa.exc.InterfaceError | sa.exc.TimeoutError
+    ) or (isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated)
 
 
 def _rename_old_tables(connection: sa.Connection) -> None:

@@ -243,7 +243,7 @@ class Kill:
 
 def strike(lab: Place, sweep: Sweep, victim: str, rng: random.Random) -> bool:
     """Kill something, and start again what nobody else would; False if the sweep has ended."""
-    pause = rng.uniform(0.5, 3.0)
+    pause = rng.uniform(0.5, 8.0)
     if victim in ("worker", "trial"):
         names = {"worker": (TRAIN_WORKER, TRIAL_ACTOR), "trial": (TRIAL_ACTOR,)}[victim]
         found: list[int] = []
