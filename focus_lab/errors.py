@@ -12,7 +12,8 @@ FocusLabError
 │   └── TrackerUnreachableError  it does not answer: it may come back
 └── TrialError                a trial ended without its result
     ├── NonFiniteLossError    the loss is not finite; never retried
-    └── EffectiveSpecError    the built model does not do what its cell says; never retried
+    ├── EffectiveSpecError    the built model does not do what its cell says; never retried
+    └── PreemptedError        its machine is taken back; it goes on elsewhere
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class TrialError(FocusLabError):
 
 class NonFiniteLossError(TrialError):
     """The loss is not finite; lower training.optimizer.lr or look at the named images."""
+
+
+class PreemptedError(TrialError):
+    """The machine is about to be taken back; the trial goes on elsewhere from this very step."""
 
 
 class EffectiveSpecError(TrialError):

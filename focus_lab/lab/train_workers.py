@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focus_lab.errors import PreemptedError
 from focus_lab.lab.executor import Failure, TrialJob, explain_failure
 from focus_lab.lab.recovery import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED
 from focus_lab.specs.training import ComputeSpec
@@ -26,6 +27,7 @@ EPOCH, METRICS = "epoch", "metrics"
 PLACES = "workers.jsonl"
 """File in a trial's folder: a line an attempt, with the machine and process of every worker."""
 _SCRATCH = "ray-train"
+_TAKEN_BACK = "a machine of the trial was taken back"
 _SLACK_S = 60.0
 """The watchdogs, which know what a worker was doing, bark before anything else gives up."""
 
@@ -126,10 +128,13 @@ def train_worker(config: dict[str, Any]) -> Any:
                 lambda epoch, metrics: train.report({EPOCH: epoch, METRICS: metrics}),
                 workers,
                 config["parts"],
+                lambda: train.get_preemption_info() is not None,
             )
         except Exception as error:
             failure = explain_failure(error, job.folder)
-            if _is_lost_contact(error):
+            if isinstance(error, PreemptedError):
+                failure = Failure(PREEMPTED, _TAKEN_BACK)
+            elif _is_lost_contact(error):
                 failure = Failure(LOST, "another worker could not be reached any more")
             raise AttemptFailedError(failure.kind, failure.message) from None
 
@@ -177,8 +182,7 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
     if isinstance(error, PreemptionError):
-        ranks = ", ".join(map(str, error.preemption_info.preempted_ranks))
-        return Failure(PREEMPTED, f"the machine of worker {ranks} was taken back")
+        return Failure(PREEMPTED, _TAKEN_BACK)
     if isinstance(error, ControllerError):
         return _no_start(error.controller_failure, compute)
     by_rank: dict[int, BaseException] = getattr(error, "worker_failures", {})
@@ -194,8 +198,7 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
     if stalled := explain_stalls(folder):
         return stalled
     if any(_is_preempted_actor(cause) for cause in causes.values()):
-        ranks = ", ".join(map(str, causes))
-        return Failure(PREEMPTED, f"the machine of worker {ranks} was taken back")
+        return Failure(PREEMPTED, _TAKEN_BACK)
     dead = {rank: c for rank, c in causes.items() if not isinstance(c, AttemptFailedError)}
     if any(isinstance(cause, OutOfMemoryError) for cause in dead.values()):
         return Failure(OUT_OF_MEMORY, f"worker {', '.join(map(str, dead))} exhausted its machine")

@@ -313,7 +313,9 @@ def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
         def on_trial_start(
             self, iteration: int, trials: list[Any], trial: Any, **info: Any
         ) -> None:
-            self._tell(listener.started, trial.config["trial_id"])
+            # A process may die between its trial's last word and its own end: Tune starts it again.
+            if trial.config["trial_id"] in self.open:
+                self._tell(listener.started, trial.config["trial_id"])
 
         def on_trial_result(
             self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any

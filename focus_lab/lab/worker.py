@@ -25,11 +25,19 @@ class WorkerReporter:
         job: the job.
         on_epoch: called as (epoch, metrics) for every epoch trained here.
         workers: all workers of the trial; the first one's steps are written.
+        should_stop: whether the machine is about to be taken back.
     """
 
-    def __init__(self, job: TrialJob, on_epoch: OnEpoch, workers: Workers) -> None:
+    def __init__(
+        self,
+        job: TrialJob,
+        on_epoch: OnEpoch,
+        workers: Workers,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._path = job.folder / PROGRESS
         self._on_epoch, self._writes = on_epoch, workers.first
+        self.should_stop = should_stop
 
     def report(self, epoch: int, metrics: dict[str, float]) -> None:
         """Pass the epoch on."""
@@ -46,7 +54,11 @@ class WorkerReporter:
 
 
 def carry_out(
-    job: TrialJob, on_epoch: OnEpoch, workers: Workers = ALONE, parts: int = 1
+    job: TrialJob,
+    on_epoch: OnEpoch,
+    workers: Workers = ALONE,
+    parts: int = 1,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
     """Train a job to its end; returns (epoch, metrics) of every epoch.
 
@@ -55,9 +67,10 @@ def carry_out(
         on_epoch: called as (epoch, metrics) for every epoch trained here.
         workers: all workers of the trial.
         parts: into how many smaller ones each micro-batch of the spec is divided.
+        should_stop: whether the machine is about to be taken back; asked by all workers together.
     """
     spec = TrialSpec.model_validate(job.spec)
-    reporter = WorkerReporter(job, on_epoch, workers)
+    reporter = WorkerReporter(job, on_epoch, workers, should_stop)
     url = storage_url(job.spec, job.folder)
     if url is None or not workers.first:
         return fit(spec, reporter, job.folder, workers, parts).history

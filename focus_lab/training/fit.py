@@ -14,7 +14,7 @@ from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.foreground import foreground_share
 from focus_lab.data.loader import build_eval_loader, build_train_loader
 from focus_lab.data.transforms import EvalTransform
-from focus_lab.errors import EffectiveSpecError, WeightsError
+from focus_lab.errors import EffectiveSpecError, PreemptedError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.model.weight_files import weights_digest
@@ -96,6 +96,7 @@ def fit(
         UserError: data, weights or folder cannot be used, or the folder is another trial's.
         NonFiniteLossError: the loss is not finite.
         EffectiveSpecError: the built model does not do what the spec says.
+        PreemptedError: the machine is about to be taken back; there is a checkpoint of this step.
     """
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
@@ -265,6 +266,9 @@ class _Trial:
             mean = progress.averages["loss/total"] * self.workers.size / progress.batch
             steps = self.loop.steps_per_epoch
             self.reporter.progress(progress.epoch + 1, progress.batch, steps, mean)
+            if self.reporter.should_stop():
+                self.save()
+                raise PreemptedError
         every = spec.compute.checkpoint_every_steps
         if every is not None and progress.step % every == 0:
             self.save()

@@ -17,6 +17,12 @@ class Reporter(Protocol):
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """`step` of `steps` of the running epoch is done; called now and then."""
 
+    def should_stop(self) -> bool:
+        """Whether the machine is about to be taken back; asked as often as `progress` is told.
+
+        Every worker asks at the same steps, and all get the same answer.
+        """
+
 
 class MemoryReporter:
     """Keeps what was reported; for tests, benchmarks and single trials."""
@@ -30,3 +36,7 @@ class MemoryReporter:
 
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Nothing to keep."""
+
+    def should_stop(self) -> bool:
+        """Never."""
+        return False

@@ -35,6 +35,23 @@ while True:
     time.sleep(0.05)
 """
 
+# As an autoscaler or a cloud's agent does.
+_DRAIN = """
+import sys, time
+import ray
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
+[node] = [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] == sys.argv[2]]
+accepted, why = GcsClient(address=sys.argv[1]).drain_node(
+    node,
+    autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+    "taken back",
+    int((time.time() + float(sys.argv[3])) * 1000),
+)
+assert accepted, why
+"""
+
 SOON = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
@@ -91,6 +108,13 @@ class RayCluster:
                 environment=self.environment, stdout=output, stderr=output,
             )  # fmt: skip
         self._joining.append((process, machine, cpus, options))
+
+    def drain(self, machine: Machine, seconds: int = 120) -> None:
+        """Announce that a node is taken back after so many seconds."""
+        self.head.run(
+            sys.executable, "-c", _DRAIN, self.address, machine.address, str(seconds),
+            environment=self.environment,
+        )  # fmt: skip
 
     def wait_for(self, nodes: int, seconds: float = _START_SECONDS) -> None:
         """Wait until so many nodes are alive, dead ones noticed.

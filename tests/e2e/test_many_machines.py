@@ -166,7 +166,7 @@ def test_a_trial_across_machines_outlives_a_pulled_cable_and_a_killed_machine(
 ) -> None:
     compute = {"device": "cpu", "workers": 2, "max_failures": 3}
     content = merge(
-        tiny_content, {"name": "machines", "training": {"epochs": 40}, "compute": compute}
+        tiny_content, {"name": "machines", "training": {"epochs": 120}, "compute": compute}
     )
     file = tmp_path / "spec.yaml"
     file.write_text(yaml.safe_dump(content))
@@ -192,17 +192,28 @@ def test_a_trial_across_machines_outlives_a_pulled_cable_and_a_killed_machine(
     cluster.wait_for(4)
     killed = by_name[second["workers"][0]["host"]]
     killed.kill()
+    while len(attempts()) < 3:
+        assert sweep.process.poll() is None, sweep.said()
+        time.sleep(0.05)
+    third = attempts()[2]
+    assert killed.name not in {worker["host"] for worker in third["workers"]}
+    killed.boot()
+    cluster.join(killed)
+    cluster.wait_for(4)
+    drained = by_name[third["workers"][1]["host"]]
+    cluster.drain(drained)
     result = sweep.result()
 
     [trial] = result["trials"]
-    assert (trial["status"], trial["attempts"]) == ("SUCCEEDED", 3), sweep.said()
+    assert (trial["status"], trial["attempts"]) == ("SUCCEEDED", 4), sweep.said()
+    assert "a machine of the trial was taken back; going on" in sweep.said()
     for attempt in attempts():
         assert [worker["rank"] for worker in attempt["workers"]] == [0, 1]
         assert {worker["local_rank"] for worker in attempt["workers"]} == {0}
         assert [worker["node_rank"] for worker in attempt["workers"]] == [0, 1]
         assert len({worker["host"] for worker in attempt["workers"]}) == 2
-    third = attempts()[2]
-    assert killed.name not in {worker["host"] for worker in third["workers"]}
+    last = attempts()[3]
+    assert drained.name not in {worker["host"] for worker in last["workers"]}
     spec = ExperimentSpec.model_validate(merge(content, {"compute": {"workers": 1}}))
     alone = fit(spec.base, MemoryReporter(), tmp_path / "alone").metrics
     assert trial["metrics"]["loss/total"] == pytest.approx(alone["loss/total"], rel=1e-3)
@@ -213,10 +224,13 @@ def test_a_trial_across_machines_outlives_a_pulled_cable_and_a_killed_machine(
     ]
     story.insert(1, f"the cable of {cut.name} is pulled")
     story.insert(3, f"{killed.name} is killed")
+    story.insert(5, f"{drained.name} is taken back with notice")
     with capsys.disabled():
         sys.stdout.write("\n  " + "\n  ".join(story) + "\n")
-    killed.boot()
-    cluster.join(killed)
+    drained.kill()
+    cluster.wait_for(3)
+    drained.boot()
+    cluster.join(drained)
     cluster.wait_for(4)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from processes import family_of
 from rich.console import Console
 
+from focus_lab.data.export import write_shapes
 from focus_lab.lab.executor import InProcessExecutor
 from focus_lab.lab.lab import Lab, open_lab
 from focus_lab.lab.progress import PlainProgress, TrialProgress
@@ -102,3 +104,28 @@ def test_two_workers_end_where_one_does_also_when_one_of_them_is_killed(
     assert [epoch for epoch, _ in losses] == [1, 2, 3, 4]
     assert [value for _, value in losses] == pytest.approx([v for _, v in alone_losses], rel=1e-4)
     assert [value for _, value in ap] == pytest.approx([v for _, v in alone_ap], abs=1e-9)
+
+
+def test_a_worker_whose_loader_hangs_is_found_and_named(
+    spec: ExperimentSpec,
+    tmp_path: Path,
+    executor: TuneExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = write_shapes(spec.data, tmp_path / "scenes")
+    # Whoever opens a pipe that nobody writes to waits for ever.
+    image = sorted((tmp_path / "scenes" / "train").iterdir())[0]
+    image.unlink()
+    os.mkfifo(image)
+    compute = spec.compute.model_copy(update={"stall_timeout_s": 20.0, "max_failures": 0})
+    stuck = spec.model_copy(update={"name": "stuck", "data": written, "compute": compute})
+    monkeypatch.setattr(executor, "_compute", compute)
+    with open_lab(tmp_path / "runs") as lab:
+        trial, _, _ = carry_out(lab, stuck, executor)
+    assert (trial["status"], trial["failure"]) == ("FAILED", "Stalled")
+    assert "compute.stall_timeout_s: no step for" in trial["message"]
+    assert "(waiting for a batch)" in trial["message"]
+    assert "waiting for the other workers" not in trial["message"]
+    assert "that was once more than compute.max_failures allows, 0" in trial["message"]
+    [stacks] = re.findall(r"the stacks are in (\S+);", trial["message"])
+    assert "Image" in Path(stacks).read_text() or "images.py" in Path(stacks).read_text()

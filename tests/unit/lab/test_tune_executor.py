@@ -119,6 +119,8 @@ def test_the_relay_tells_the_listener_each_thing_once(jobs: dict[str, TrialJob])
     relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
     # Tune repeats the last result of a function that has returned.
     relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
+    # It starts a trial again whose process died after its last word.
+    relay.on_trial_start(0, [], of("a"))
     assert told.events == [
         ("started", "a"),
         ("epoch", "a", 1, {"x": 1.0}),
