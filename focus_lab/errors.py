@@ -6,6 +6,7 @@ FocusLabError
 │   ├── DataError             a data set is missing, broken or unreadable
 │   ├── WeightsError          a checkpoint or weight file does not fit
 │   └── OutputError           a place to write to is not writable
+│       └── StorageUnreachableError  compute.storage does not answer: it may come back
 ├── StoreError                the lab's store cannot be used
 │   └── StoreUnreachableError    it does not answer: it may come back
 ├── TrackerError              MLflow cannot be used
@@ -57,6 +58,10 @@ class WeightsError(UserError):
 
 class OutputError(UserError):
     """The output folder cannot be written; choose another one with --out DIR."""
+
+
+class StorageUnreachableError(OutputError):
+    """The place named by compute.storage does not answer; check that it can be reached."""
 
 
 class StoreError(UserError):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from focus_lab.data.sample import Sample, Target, target_of
 from focus_lab.specs.data import Normalisation
@@ -43,6 +44,14 @@ class Batch:
         ]
         images = self.images.to(device, non_blocking=True)
         return Batch(images, self.sizes, targets, self.image_ids, self.original_sizes)
+
+    def on_canvas(self, height: int, width: int) -> Batch:
+        """The batch padded further, to [B, 3, height, width]."""
+        rows, columns = height - self.images.shape[-2], width - self.images.shape[-1]
+        if rows == columns == 0:
+            return self
+        images = functional.pad(self.images, (0, columns, 0, rows))
+        return replace(self, images=images)
 
     def split(self, parts: int) -> list[Batch]:
         """At most `parts` batches of consecutive images, about equally many, on the same canvas."""

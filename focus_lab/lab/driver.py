@@ -37,6 +37,7 @@ class Driver:
         executor: carries out trials.
         progress: shown meanwhile.
         on_last_start: called in a thread of its own when no trial waits any more.
+        patience: with store and tracker.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Driver:
         executor: Executor,
         progress: Progress,
         on_last_start: Callable[[], None] = lambda: None,
+        patience: Patience | None = None,
     ) -> None:
         self._store, self._tracker = store, tracker
+        self._patience = patience or Patience(note=progress.note)
         self._executor, self._progress = executor, progress
         self._on_last_start = on_last_start
 
@@ -63,11 +66,13 @@ class Driver:
         Raises:
             KeyboardInterrupt: a person interrupted; the same call goes on later.
         """
-        patience = Patience(note=self._progress.note)
+        patience = self._patience
         tracking_id = patience(lambda: self._tracker.ensure_experiment(experiment))
         patience(lambda: self._store.set_tracking_id(experiment.id, tracking_id))
         reconciled = [t for t in patience(lambda: self._reconciled(experiment)) if only(t)]
-        listener = Recorder(self._store, self._tracker, self._progress, self._on_last_start)
+        listener = Recorder(
+            self._store, self._tracker, self._progress, self._on_last_start, patience
+        )
         jobs = []
         for trial in reconciled:
             shown = _shown(experiment, trial)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from focus_lab.errors import FocusLabError
-
-ERROR_LOG = "error.txt"
+from focus_lab.lab.failure import Failure, explain_failure
+from focus_lab.lab.recovery import decide
+from focus_lab.specs.training import ComputeSpec
 
 
 @dataclass(frozen=True)
@@ -24,16 +23,6 @@ class TrialJob:
     """The trial's spec as JSON data."""
     folder: Path
     """The trial's folder, the same path on every machine that may carry it out."""
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a trial ended without its result."""
-
-    kind: str
-    """Class of the failure: the exception's name."""
-    message: str
-    """A sentence for the user."""
 
 
 class Listener(Protocol):
@@ -76,23 +65,6 @@ class Executor(Protocol):
         """
 
 
-def explain_failure(error: BaseException, folder: Path) -> Failure:
-    """A failure in the user's words; the traceback goes into the trial's folder."""
-    kind = type(error).__name__
-    if isinstance(error, FocusLabError):
-        return Failure(kind, str(error))
-    text = "".join(traceback.format_exception(error))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ERROR_LOG).write_text(text)
-    except OSError:
-        pass
-    if "out of memory" in str(error).lower():
-        remedy = "lower training.batch_size, raise training.accumulation or lower the image size"
-        return Failure("OutOfMemory", f"memory is exhausted, got {error}; {remedy}")
-    return Failure(kind, f"{kind}: {error}; the traceback is in {folder / ERROR_LOG}")
-
-
 class InProcessExecutor:
     """Carries out one trial after the other in this process: for debugging and tests."""
 
@@ -114,6 +86,9 @@ class InProcessExecutor:
             try:
                 result = carry_out(job, partial(listener.epoch, job.trial_id))
             except Exception as error:
-                listener.failed(job.trial_id, explain_failure(error, job.folder))
+                failure = explain_failure(error, job.folder)
+                # Nothing is tried again here; what the user can do is said all the same.
+                never = ComputeSpec(max_failures=0, max_preemptions=0)
+                listener.failed(job.trial_id, decide(failure, [], never, 1).failure)
             else:
                 listener.succeeded(job.trial_id, result)

@@ -67,9 +67,9 @@ class Lab:
         folder = make_folder(self.home / spec.name)
         with Lease(self.store, self.store.open(spec, folder).id):
             experiment = self.store.record(spec, plan, folder, cells)
-            driver = Driver(self.store, self.tracker, executor, progress, _load_ahead)
-            driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
             patience = Patience(note=progress.note)
+            driver = Driver(self.store, self.tracker, executor, progress, _load_ahead, patience)
+            driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
             patience(lambda: self._measure_latency(experiment))
             patience(lambda: self.report(experiment.name))
         return self.store.experiment(spec.name)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import requests
 import sqlalchemy as sa
 from alembic.util import CommandError
 from mlflow import MlflowClient
@@ -72,6 +73,7 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         # Its client would block for four minutes, and with it the sweep; who calls has patience.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         self.uri = uri
         self._artifacts = artifacts
         self._epochs: dict[str, set[int]] = {}
@@ -271,12 +273,13 @@ class MlflowTracker:
 
 def _may_come_back(error: Exception) -> bool:
     """Whether a tracker that fails like this may answer later: it is locked, away or starting."""
-    if isinstance(error, OSError | sqlite3.OperationalError | sa.exc.OperationalError):
+    outages = (ConnectionError, TimeoutError, requests.ConnectionError, requests.Timeout)
+    if isinstance(error, (*outages, sqlite3.OperationalError, sa.exc.OperationalError)):
         return True
     # Its client tells an outage by text, and a server's own troubles by number.
     status = getattr(error, "get_http_status_code", lambda: 0)()
     text = str(error)
-    return "API request to" in text or "locked" in text or 502 <= status <= 504
+    return "failed with exception" in text or "locked" in text or 502 <= status <= 504
 
 
 def _reach(uri: str) -> None:

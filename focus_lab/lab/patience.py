@@ -6,10 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from focus_lab.errors import StoreUnreachableError, TrackerUnreachableError
+from focus_lab.errors import (
+    StorageUnreachableError,
+    StoreUnreachableError,
+    TrackerUnreachableError,
+)
 
 T = TypeVar("T")
 
+_OUTAGES = (StoreUnreachableError, TrackerUnreachableError, StorageUnreachableError)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 
 
@@ -41,13 +46,14 @@ class Patience:
         Raises:
             StoreUnreachableError: the time is over.
             TrackerUnreachableError: the time is over.
+            StorageUnreachableError: the time is over.
         """
         deadline = self._clock() + self._seconds
         pause = _FIRST_PAUSE_S
         while True:
             try:
                 return call()
-            except (StoreUnreachableError, TrackerUnreachableError) as error:
+            except _OUTAGES as error:
                 left = deadline - self._clock()
                 if left <= 0:
                     raise

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from focus_lab.errors import StoreError, TrackerError, TrackerUnreachableError, UserError
-from focus_lab.lab.executor import Failure
+from focus_lab.lab.failure import Failure
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import StaleTrialError, Store, Trial
 from focus_lab.lab.tracking import Tracker
 from focus_lab.training.folder import MANIFEST, SAMPLES, storage_url
+
+_TRACKER_PAUSE_S = 60.0
 
 _OF_THE_INSTALLATION = ("CompiledOpError",)
 """Failures that say nothing of a trial: it is put back, and the sweep ends with their sentence."""
@@ -40,11 +42,11 @@ class Recorder:
         tracker: Tracker,
         progress: Progress,
         on_last_start: Callable[[], None],
-        patience: Patience | None = None,
+        patience: Patience,
     ) -> None:
         self._store, self._tracker, self._progress = store, tracker, progress
-        self._patience = patience or Patience(note=progress.note)
-        self._tracker_answers = True
+        self._patience = patience
+        self._ask_tracker_at = 0.0
         self._trials: dict[str, Trial] = {}
         self._waiting: set[str] = set()
         self._first_epoch_due: set[str] = set()
@@ -112,7 +114,7 @@ class Recorder:
         trial = self._trials[trial_id]
         shown = self._progress.trials[trial_id]
         self._patience(lambda: self._log_all(trial, shown.folder, history))
-        self._tracker_answers = True
+        self._ask_tracker_at = 0.0
         self._move(trial, TrialState.SUCCEEDED)
         shown.state, shown.ended_at = TrialState.SUCCEEDED.value, time.monotonic()
         shown.epoch = shown.epochs
@@ -169,15 +171,20 @@ class Recorder:
         return moved
 
     def _track(self, call: Callable[[], None]) -> None:
-        """Tell the tracker, if it answers: what it misses it is told when the trial succeeds."""
+        """Tell the tracker, if it answers: what it misses it is told when the trial succeeds.
+
+        One that does not answer is left alone for a while: trials wait until an epoch is told.
+        """
+        if time.monotonic() < self._ask_tracker_at:
+            return
         try:
             call()
         except TrackerUnreachableError as error:
-            if self._tracker_answers:
+            if not self._ask_tracker_at:
                 self._progress.note(f"{error}; trials go on, their numbers are kept and told later")
-            self._tracker_answers = False
+            self._ask_tracker_at = time.monotonic() + _TRACKER_PAUSE_S
         else:
-            self._tracker_answers = True
+            self._ask_tracker_at = 0.0
 
     def _log_all(
         self, trial: Trial, folder: Path, history: list[tuple[int, dict[str, float]]]
@@ -201,7 +208,7 @@ def _bring(trial: Trial, folder: Path) -> None:
     # Here and not above: it needs torch, which a driver does without otherwise.
     from focus_lab.training.storage import Storage
 
-    Storage(url).fetch_all(folder)
+    Storage(url).fetch_results(folder)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -12,16 +12,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from focus_lab.lab.executor import Failure
+from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED, Failure
 from focus_lab.specs.training import ComputeSpec
 
 RECORD = "recovery.json"
 """File in a trial's folder: every failure and what was decided, oldest first."""
 
-LOST, STALLED, PREEMPTED = "WorkerLost", "Stalled", "Preempted"
-OUT_OF_MEMORY, NO_ROOM = "OutOfMemory", "NoRoom"
-"""Kinds of `Failure` that are not names of exceptions."""
-
+_OF_THE_MACHINES = (LOST, STALLED, NO_ROOM)
 _MOST_HALVINGS = 6
 """An effective batch has seldom more than 64 images a worker."""
 
@@ -58,9 +55,9 @@ def decide(
     """
     decision = Decision(failure.kind, failure.message, "fail", "")
     spent = sum(1 for earlier in past if earlier.kind == failure.kind)
-    if failure.kind in (LOST, STALLED):
-        # One budget for both: a machine that hangs is a machine that fails.
-        spent = sum(1 for earlier in past if earlier.kind in (LOST, STALLED))
+    if failure.kind in _OF_THE_MACHINES:
+        # One budget for all: a machine that hangs, or is not there any more, is one that fails.
+        spent = sum(1 for earlier in past if earlier.kind in _OF_THE_MACHINES)
         return _within(decision, spent, compute.max_failures, "compute.max_failures")
     if failure.kind == PREEMPTED:
         return _within(decision, spent, compute.max_preemptions, "compute.max_preemptions")
@@ -72,11 +69,11 @@ def decide(
             )
             return replace(decision, remedy=remedy)
         halved = sum(1 for earlier in past if earlier.action == "halve")
-        left = images_a_worker >> halved
+        left, less = (-(-images_a_worker // 2**times) for times in (halved, halved + 1))
         if left <= 1 or halved >= _MOST_HALVINGS:
             remedy = "a single image does not fit: lower the image size or take larger machines"
             return replace(decision, remedy=remedy)
-        remedy = f"going on with {max(1, left // 2)} instead of {left} images at a time"
+        remedy = f"going on with {less} instead of {left} images at a time"
         return replace(decision, action="halve", remedy=remedy)
     # What the trial does to itself, it would do again.
     return decision

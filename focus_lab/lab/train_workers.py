@@ -16,8 +16,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focus_lab.errors import PreemptedError
-from focus_lab.lab.executor import Failure, TrialJob, explain_failure
-from focus_lab.lab.recovery import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED
+from focus_lab.lab.executor import TrialJob
+from focus_lab.lab.failure import (
+    LOST,
+    NO_ROOM,
+    OUT_OF_MEMORY,
+    PREEMPTED,
+    STALLED,
+    Failure,
+    explain_failure,
+)
 from focus_lab.specs.training import ComputeSpec
 
 if TYPE_CHECKING:
@@ -69,6 +77,9 @@ def train_with_workers(
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
 
+    from focus_lab.training.watchdog import clear_stalls
+
+    clear_stalls(job.folder)
     scratch = job.folder / _SCRATCH
     # What an earlier attempt left would make Train believe that it goes on with that run.
     shutil.rmtree(scratch, ignore_errors=True)
@@ -121,11 +132,16 @@ def train_worker(config: dict[str, Any]) -> Any:
     rank = train.get_context().get_world_rank()
     with Watchdog(job.folder, rank, config["stall_timeout_s"]) as watchdog:
         try:
-            workers = ProcessGroup(watchdog.goes_on)
+            workers = ProcessGroup(watchdog.goes_on, config["stall_timeout_s"] + _SLACK_S)
             _write_places(job.folder, workers)
+
+            def report(epoch: int, metrics: dict[str, float]) -> None:
+                with watchdog.resting():
+                    train.report({EPOCH: epoch, METRICS: metrics})
+
             return carry_out(
                 job,
-                lambda epoch, metrics: train.report({EPOCH: epoch, METRICS: metrics}),
+                report,
                 workers,
                 config["parts"],
                 lambda: train.get_preemption_info() is not None,
@@ -134,8 +150,9 @@ def train_worker(config: dict[str, Any]) -> Any:
             failure = explain_failure(error, job.folder)
             if isinstance(error, PreemptedError):
                 failure = Failure(PREEMPTED, _TAKEN_BACK)
-            elif _is_lost_contact(error):
-                failure = Failure(LOST, "another worker could not be reached any more")
+            elif failure.kind != OUT_OF_MEMORY and _is_lost_contact(error):
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                failure = Failure(LOST, f"another worker could not be reached, got {said[:300]}")
             raise AttemptFailedError(failure.kind, failure.message) from None
 
 
@@ -229,8 +246,10 @@ def explain_stalls(folder: Path) -> Failure | None:
 
 
 def _no_start(cause: BaseException, compute: ComputeSpec) -> Failure:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
     name = type(cause).__name__
-    if "Timeout" in name:
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
         return Failure(
             NO_ROOM,
             f"compute.workers: there was no room for {compute.workers} workers at once within "

@@ -21,8 +21,9 @@ from typing import Any
 
 import focus_lab
 from focus_lab.errors import UserError
-from focus_lab.lab.executor import Failure, Listener, TrialJob, explain_failure
-from focus_lab.lab.recovery import LOST, Recovery
+from focus_lab.lab.executor import Listener, TrialJob
+from focus_lab.lab.failure import LOST, Failure, explain_failure
+from focus_lab.lab.recovery import Recovery
 from focus_lab.lab.train_workers import (
     EPOCH,
     METRICS,
@@ -278,16 +279,18 @@ def _train_alone(
     from ray import tune
 
     from focus_lab.lab.worker import carry_out
-    from focus_lab.training.watchdog import Watchdog
+    from focus_lab.training.watchdog import Watchdog, clear_stalls
     from focus_lab.training.workers import Workers
 
+    clear_stalls(job.folder)
     with Watchdog(job.folder, 0, compute.stall_timeout_s) as watchdog:
-        return carry_out(
-            job,
-            lambda epoch, metrics: tune.report({EPOCH: epoch, METRICS: metrics}),
-            Workers(goes_on=watchdog.goes_on),
-            parts,
-        )
+
+        def report(epoch: int, metrics: dict[str, float]) -> None:
+            # Until the driver has taken it: that may wait for the tracker.
+            with watchdog.resting():
+                tune.report({EPOCH: epoch, METRICS: metrics})
+
+        return carry_out(job, report, Workers(watchdog=watchdog.goes_on), parts)
 
 
 def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:

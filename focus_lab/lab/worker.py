@@ -10,7 +10,7 @@ from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.progress import PROGRESS
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.fit import fit
-from focus_lab.training.folder import storage_url
+from focus_lab.training.folder import SPOOL, storage_url
 from focus_lab.training.storage import Storage
 from focus_lab.training.workers import ALONE, Workers
 
@@ -74,5 +74,5 @@ def carry_out(
     url = storage_url(job.spec, job.folder)
     if url is None or not workers.first:
         return fit(spec, reporter, job.folder, workers, parts).history
-    with Storage(url) as storage:
+    with Storage(url, job.folder / SPOOL, goes_on=workers.goes_on) as storage:
         return fit(spec, reporter, job.folder, workers, parts, storage).history

@@ -131,7 +131,7 @@ class Criterion:
             targets: boxes of each image; images without boxes are fine, alone or together.
             sizes: valid (height, width) of each image in pixels.
             num_boxes: what the class and box losses are divided by, at least 1; None counts the
-                boxes of this batch. Distributed callers pass the mean over workers.
+                boxes of this batch. Who passes a part of a batch passes the boxes of the whole.
 
         Returns:
             Unweighted scalars in float32 (float64 for float64 outputs); finite for finite outputs.

@@ -59,6 +59,11 @@ def _check_division(training: TrainingSpec, compute: ComputeSpec) -> None:
             "training.batch_size: must be a multiple of compute.workers, "
             f"got {training.batch_size} for {compute.workers}; each worker computes an equal part"
         )
+    if compute.workers > 1 and compute.gpus_per_worker % 1:
+        raise ValueError(
+            "compute.gpus_per_worker: workers of one trial cannot share a GPU, "
+            f"got {compute.gpus_per_worker:g} for {compute.workers} workers; set it to 1"
+        )
 
 
 class GridSearch(Spec):

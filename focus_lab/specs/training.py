@@ -112,7 +112,7 @@ class ComputeSpec(Spec):
     """`auto` takes a GPU when there is one."""
     workers: PositiveInt = 1
     """Training processes a trial, on any number of machines; each computes its part of every batch,
-    so training.batch_size must be a multiple of it."""
+    so training.batch_size must be a multiple of it. Several workers cannot share a GPU."""
     gpus_per_worker: NonNegativeFloat = 0.0
     """GPUs a worker; fractions let small trials share one."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -137,7 +137,7 @@ class ComputeSpec(Spec):
     """How often a trial is started again after its machine was taken back with notice."""
     halve_on_out_of_memory: bool = False
     """Whether a trial that runs out of memory goes on with half the images a micro-batch and twice
-    the accumulation: the same effective batch."""
+    the accumulation: the same effective batch, but norms of the batch that train see its parts."""
     stall_timeout_s: PositiveFloat = 1800.0
     """Seconds without a step, by any worker, after which a trial counts as hung."""
     placement_timeout_s: PositiveFloat = 600.0

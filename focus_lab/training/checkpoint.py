@@ -153,6 +153,12 @@ def latest(folder: Path) -> Checkpoint | None:
     return None
 
 
+def newest_and_best(folder: Path) -> list[Path]:
+    """The newest checkpoint and the best one, as far as they are there."""
+    best = folder / BEST
+    return _files(folder)[:1] + ([best] if best.exists() else [])
+
+
 def latest_path(folder: Path) -> Path | None:
     """Path of the newest checkpoint file."""
     return next(iter(_files(folder)), None)

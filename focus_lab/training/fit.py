@@ -14,7 +14,7 @@ from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.foreground import foreground_share
 from focus_lab.data.loader import build_eval_loader, build_train_loader
 from focus_lab.data.transforms import EvalTransform
-from focus_lab.errors import EffectiveSpecError, PreemptedError, WeightsError
+from focus_lab.errors import DataError, EffectiveSpecError, PreemptedError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.model.weight_files import weights_digest
@@ -106,6 +106,8 @@ def fit(
     reset_peak_memory(device)
     model = build_model(spec.model, len(train_set.class_names)).to(device)
     _check_effective(spec, model)
+    digests = input_digests(spec, train_set, val_set)
+    _check_same_everywhere(workers.gather(digests))
     costs: Metrics = {}
     saved = None
     if workers.first:
@@ -114,16 +116,16 @@ def fit(
             storage.fetch(MANIFEST, folder)
             storage.fetch_checkpoint(checkpoint_folder(folder))
             # What ended the attempt before may have come before it was sent.
-            if newest := checkpoints.latest_path(checkpoint_folder(folder)):
-                storage.send(newest, checkpoint_name(newest))
+            for path in checkpoints.newest_and_best(checkpoint_folder(folder)):
+                storage.send(path, checkpoint_name(path))
         saved = checkpoints.latest(checkpoint_folder(folder))
         if saved is None:
             manifest = _manifest(spec, model, train_set, val_set, workers)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            if storage:
-                storage.send(folder / MANIFEST, MANIFEST)
         else:
-            check_same_inputs(folder, input_digests(spec, train_set, val_set))
+            check_same_inputs(folder, digests)
+        if storage and (folder / MANIFEST).is_file():
+            storage.send(folder / MANIFEST, MANIFEST)
         costs = _costs(model, val_set, spec)
     trial = _Trial(
         spec,
@@ -139,7 +141,8 @@ def fit(
     )
     saved, costs = workers.broadcast((saved, costs))
     trial.restore(saved)
-    load = MachineLoad(workers)
+    del saved  # as large as the model with its moments
+    load = MachineLoad(workers, device)
     while trial.progress.epoch < spec.training.epochs:
         metrics = trial.run_epoch() | costs | load.measure()
         _check_kept(spec, metrics)
@@ -150,6 +153,7 @@ def fit(
         reporter.report(epoch, metrics)
     if workers.first:
         with trial.evaluated_weights():
+            workers.goes_on("writing samples")
             write_samples(model, val_set, spec, device, folder / SAMPLES)
         if storage:
             storage.send_folder(folder / SAMPLES, SAMPLES)
@@ -262,8 +266,7 @@ class _Trial:
     def _after_step(self) -> None:
         progress, spec = self.progress, self.spec
         if progress.step % spec.training.log_every == 0:
-            # As far as this worker has seen.
-            mean = progress.averages["loss/total"] * self.workers.size / progress.batch
+            mean = self.loop.mean_loss(progress)
             steps = self.loop.steps_per_epoch
             self.reporter.progress(progress.epoch + 1, progress.batch, steps, mean)
             if self.reporter.should_stop():
@@ -275,6 +278,7 @@ class _Trial:
 
     def save(self) -> None:
         """Write a checkpoint of everything, as it stands; every worker must call it."""
+        self.workers.goes_on("saving a checkpoint")
         self.loop.collect(self.progress)
         if not self.workers.first:
             return
@@ -368,6 +372,18 @@ def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
             f"model.token_selection.keep_ratio: the encoder kept {kept:.1f} of {total:.1f} tokens "
             f"an image, got a ratio of {kept / total:.3f}; the cell says {wanted}"
         )
+
+
+def _check_same_everywhere(digests: list[dict[str, str]]) -> None:
+    """Workers on other machines must have the same files."""
+    for rank, theirs in enumerate(digests):
+        for field, digest in theirs.items():
+            if digest != digests[0][field]:
+                raise DataError(
+                    f"{field}: worker {rank} has other files than worker 0, got digest "
+                    f"{digest[:12]} instead of {digests[0][field][:12]}; "
+                    "give all machines the same"
+                )
 
 
 def input_digests(

@@ -15,6 +15,7 @@ from focus_lab.errors import DataError, OutputError
 
 MANIFEST = "manifest.json"
 SAMPLES = "samples"
+SPOOL = ".uploads"
 
 
 def checkpoint_folder(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +29,7 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class Progress:
-    """Where training stands; everything here goes into a checkpoint."""
+    """Where training stands; a checkpoint has it."""
 
     epoch: int = 0
     """Epochs done."""
@@ -38,7 +38,14 @@ class Progress:
     step: int = 0
     """Optimizer steps done."""
     averages: dict[str, float] = field(default_factory=dict)
-    """Sums over the running epoch: of all workers after `TrainingLoop.collect`."""
+    """Sums over the running epoch, of all workers, as far as they are collected."""
+    since: dict[str, float] = field(default_factory=dict)
+    """This worker's sums since then; not in a checkpoint, before which they are collected."""
+
+    def add(self, numbers: Mapping[str, float]) -> None:
+        """Sum up more of the running epoch."""
+        for name, number in numbers.items():
+            self.since[name] = self.since.get(name, 0.0) + number
 
 
 class TrainingLoop:
@@ -104,7 +111,6 @@ class TrainingLoop:
         # Through the wrapper, which keeps a mode of its own.
         self.wrapped.train()
         self.loader.set_epoch(progress.epoch, start_batch=progress.batch)
-        sums = progress.averages
         counted = asked = time.perf_counter()
         self.workers.goes_on("waiting for a batch")
         for batch in self.loader:
@@ -113,17 +119,15 @@ class TrainingLoop:
             stepped = self._step(batch, progress)
             # With the sums, because a resumed epoch is timed over all of its attempts.
             done = time.perf_counter()
-            sums["seconds"] = sums.get("seconds", 0.0) + done - counted
-            sums["waited"] = sums.get("waited", 0.0) + got - asked
+            progress.add({"seconds": done - counted, "waited": got - asked})
             counted = done
             if stepped:
                 self.on_step()
             self.workers.goes_on("waiting for a batch")
             asked = time.perf_counter()
-        sums["seconds"] = sums.get("seconds", 0.0) + time.perf_counter() - counted
-        batches = progress.batch
+        progress.add({"seconds": time.perf_counter() - counted})
         self.collect(progress)
-        metrics: Metrics = self.workers.broadcast(self._means(progress.averages, batches))
+        metrics: Metrics = self.workers.broadcast(self._means(progress))
         metrics |= {
             "train/lr": self.optimizer.param_groups[0]["lr"],
             "train/steps": float(progress.step),
@@ -133,20 +137,24 @@ class TrainingLoop:
         return metrics
 
     def collect(self, progress: Progress) -> None:
-        """Let the first worker have everybody's sums of the running epoch; others begin anew."""
-        progress.averages = self.workers.sum_of(progress.averages)
-
-    def _means(self, sums: dict[str, float], batches: int) -> Metrics:
-        """Means of an epoch, from the sums of all workers."""
+        """Add what every worker has summed up to the first one's averages; all must call it."""
         size = self.workers.size
-        seconds, waited = (sums.get(name, 0.0) / size for name in ("seconds", "waited"))
-        metrics = {
-            # A worker's losses are its share of the batch's; the norm is everybody's.
-            name: value / max(1, batches) / (1 if name.startswith("loss/") else size)
-            for name, value in sums.items()
-            if name not in ("seconds", "waited")
-        }
-        return metrics | {
+        # A worker's losses are its share of the batch's; the rest is one worker's of many.
+        mine = {n: v if n.startswith("loss/") else v / size for n, v in progress.since.items()}
+        for name, value in self.workers.sum_of(mine).items():
+            progress.averages[name] = progress.averages.get(name, 0.0) + value
+        progress.since = {}
+
+    def mean_loss(self, progress: Progress) -> float:
+        """Mean of the total loss over the running epoch, as far as this worker knows."""
+        here = progress.since.get("loss/total", 0.0) * self.workers.size
+        return (progress.averages.get("loss/total", 0.0) + here) / max(1, progress.batch)
+
+    def _means(self, progress: Progress) -> Metrics:
+        """Means of an epoch whose sums have been collected."""
+        sums, batches = dict(progress.averages), progress.batch
+        seconds, waited = sums.pop("seconds", 0.0), sums.pop("waited", 0.0)
+        return {name: value / max(1, batches) for name, value in sums.items()} | {
             "train/images_per_second": batches * self.spec.batch_size / max(seconds, 1e-9),
             "train/data_share": waited / max(seconds, 1e-9),
             "train/seconds": seconds,
@@ -164,10 +172,12 @@ class TrainingLoop:
         torch.manual_seed(stream_seed(Stream.DROPOUT, step, rank, self.seed))
         noise = stream_seed(Stream.NOISE, step, 0, self.seed)
         counts = [len(target["labels"]) for target in batch.targets]
-        everybodys = self.workers.all_counts([sum(counts), max(counts, default=0)])
-        boxes = sum(theirs for theirs, _ in everybodys)
-        most = max(theirs for _, theirs in everybodys)
-        before = sum(theirs for theirs, _ in everybodys[:rank])
+        height, width = batch.images.shape[-2:]
+        everybodys = self.workers.all_counts([sum(counts), max(counts), height, width])
+        # On one canvas, as together: padding is seen by norms and by the loss of the scorer.
+        batch = batch.on_canvas(max(e[2] for e in everybodys), max(e[3] for e in everybodys))
+        boxes, most = sum(e[0] for e in everybodys), max(e[1] for e in everybodys)
+        before = sum(e[0] for e in everybodys[:rank])
         self.workers.goes_on("computing gradients")
         numbers: dict[str, float] = {}
         parts = batch.split(self.accumulation)
@@ -180,8 +190,7 @@ class TrainingLoop:
                 numbers[name] = numbers.get(name, 0.0) + value
         numbers["train/grad_norm"] = self._optimizer_step(batch, progress)
         progress.batch += 1
-        for name, value in numbers.items():
-            progress.averages[name] = progress.averages.get(name, 0.0) + value
+        progress.add(numbers)
         return progress.step > steps
 
     def _unsynchronised(self) -> contextlib.AbstractContextManager[None]:

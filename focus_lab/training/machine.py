@@ -18,10 +18,11 @@ class MachineLoad:
 
     Args:
         workers: all workers of the trial.
+        device: where this one trains.
     """
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, workers: Workers, device: torch.device) -> None:
+        self._workers, self._device = workers, device
         self._node = int(os.environ.get("NODE_RANK", "0")) if workers.size > 1 else 0
         self._before = _processor_ticks()
 
@@ -33,11 +34,14 @@ class MachineLoad:
         mine = {"memory_gib": _memory_used() / _GIB}
         if total > before_total:
             mine["cpu_percent"] = 100 * (busy - before_busy) / (total - before_total)
-        if torch.cuda.is_available():
-            free, whole = torch.cuda.mem_get_info()
+        if self._device.type == "cuda":
+            free, whole = torch.cuda.mem_get_info(self._device)
             mine["gpu_memory_gib"] = (whole - free) / _GIB
-        # Workers of one machine see the same machine: the last one's word counts.
-        by_node = dict(self._workers.gather((self._node, mine)))
+        # Workers of one machine see the same machine; of its GPUs the fullest counts.
+        by_node: dict[int, dict[str, float]] = {}
+        for node, numbers in self._workers.gather((self._node, mine)):
+            known = by_node.setdefault(node, {})
+            known |= {name: max(value, known.get(name, value)) for name, value in numbers.items()}
         metrics: Metrics = self._workers.broadcast(
             {
                 f"system/node{node}/{name}": value

@@ -12,18 +12,21 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from fsspec.core import url_to_fs
 
-from focus_lab.errors import OutputError
+from focus_lab.errors import OutputError, StorageUnreachableError
 from focus_lab.training.checkpoint import BEST, KEPT, step_of
 
-_TRIES = 3
+T = TypeVar("T")
+
+_TRIES = 6
+"""Half a minute, with the pauses in between."""
 _CHECKPOINTS = "checkpoints"
-_SPOOL = ".uploads"
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +39,21 @@ class Storage:
 
     Args:
         url: of the trial's own folder there, in fsspec's form: a path, `s3://bucket/folder` …
-        pause: called before a file that failed is sent again, with the number of the try.
+        spool: folder for what waits to be sent, of this storage alone; whoever sends has one.
+        pause: called before a file that failed is tried again, with the number of the try.
+        goes_on: told what is sent, for a watchdog.
 
     Raises:
         OutputError: nothing on this machine can reach such a place.
     """
 
-    def __init__(self, url: str, pause: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        spool: Path | None = None,
+        pause: Callable[[int], None] | None = None,
+        goes_on: Callable[[str], None] = lambda doing: None,
+    ) -> None:
         try:
             files, root = url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -53,6 +64,7 @@ class Storage:
         self.url = url
         self._files: Any = files
         self._root = str(root).rstrip("/")
+        self._spool, self._goes_on = spool, goes_on
         self._stopped = threading.Event()
         self._pause = pause or (lambda number: self._stopped.wait(2.0**number) and None)
         self._waiting: dict[str, Path] = {}
@@ -63,6 +75,11 @@ class Storage:
 
     def __enter__(self) -> Self:
         """Start to send."""
+        if self._spool is not None:
+            # What a process that was killed has left.
+            for file in _listed(self._spool):
+                if file not in self._waiting.values():
+                    file.unlink()
         self._thread.start()
         return self
 
@@ -81,11 +98,13 @@ class Storage:
             self._closing = True
             if error is not None:
                 for file in self._waiting.values():
-                    file.unlink()
+                    file.unlink(missing_ok=True)
                 self._waiting.clear()
                 self._stopped.set()
             self._wake.notify()
         self._thread.join()
+        if error is None and self._waiting:
+            raise OutputError(f"compute.storage: {len(self._waiting)} files were not sent")
         for name, failure in self._errors.items() if error is None else ():
             raise OutputError(
                 f"compute.storage: {name} could not be kept in {self.url}, got {failure}; "
@@ -99,10 +118,10 @@ class Storage:
             file: may be changed or removed as soon as this returns.
             name: below the trial's folder.
         """
-        spool = file.parent / _SPOOL
-        spool.mkdir(exist_ok=True)
+        assert self._spool is not None
+        self._spool.mkdir(parents=True, exist_ok=True)
         # Not named by `name`: the one before may be on its way.
-        copy = spool / uuid.uuid4().hex
+        copy = self._spool / uuid.uuid4().hex
         try:
             os.link(file, copy)
         except OSError:
@@ -110,41 +129,82 @@ class Storage:
             shutil.copyfile(file, copy)
         with self._wake:
             if late := self._waiting.pop(name, None):
-                late.unlink()
+                late.unlink(missing_ok=True)
             self._waiting[name] = copy
             self._wake.notify()
 
     def send_folder(self, folder: Path, name: str) -> None:
         """Send all files of a folder, itself `name`."""
         for file in sorted(folder.rglob("*")):
-            if file.is_file() and _SPOOL not in file.parts:
+            if file.is_file():
                 self.send(file, f"{name}/{file.relative_to(folder)}")
 
     def fetch_checkpoint(self, folder: Path) -> None:
-        """Bring the newest checkpoint into `folder`, if it is newer than all that are there."""
+        """Bring the newest checkpoint into `folder`, if it is newer than all that are there.
+
+        Raises:
+            StorageUnreachableError: the storage does not answer.
+        """
         here = max((step_of(path.name) or -1 for path in _listed(folder)), default=-1)
-        steps = {step: name for name in self._names() if (step := step_of(name)) is not None}
+        names = self._tried(self._names)
+        steps = {step: name for name in names if (step := step_of(name)) is not None}
         newer = [step for step in steps if step > here]
         if newer:
-            self._fetch(f"{_CHECKPOINTS}/{steps[max(newer)]}", folder / steps[max(newer)])
+            name = steps[max(newer)]
+            self._tried(lambda: self._fetch(f"{_CHECKPOINTS}/{name}", folder / name))
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Bring a file into `folder`, unless it has it already or the storage does not."""
+        """Bring a file into `folder`, unless it has it already or the storage does not.
+
+        Raises:
+            StorageUnreachableError: the storage does not answer.
+        """
         if not (folder / name).exists():
             with contextlib.suppress(FileNotFoundError):
-                self._fetch(name, folder / name)
+                self._tried(lambda: self._fetch(name, folder / name))
 
-    def fetch_all(self, folder: Path) -> None:
-        """Bring every file that `folder` does not have."""
+    def fetch_results(self, folder: Path) -> None:
+        """Bring what `folder` does not have: all files, but of the checkpoints the newest only.
+
+        Raises:
+            StorageUnreachableError: the storage does not answer.
+        """
+        found: list[str] = []
         with contextlib.suppress(FileNotFoundError):
-            for path in self._files.find(self._root):
-                self.fetch(str(path).removeprefix(f"{self._root}/"), folder)
+            found = self._tried(lambda: list(self._files.find(self._root)))
+        for path in found:
+            name = str(path).removeprefix(f"{self._root}/")
+            if not name.startswith(f"{_CHECKPOINTS}/"):
+                self.fetch(name, folder)
+        self.fetch_checkpoint(folder / _CHECKPOINTS)
 
     def _fetch(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f"{target.name}.partial")
         self._files.get_file(f"{self._root}/{name}", str(partial))
         partial.replace(target)
+
+    def _tried(self, call: Callable[[], T]) -> T:
+        """Call, several times if need be.
+
+        Raises:
+            FileNotFoundError: the file is not there.
+            StorageUnreachableError: the storage does not answer.
+        """
+        for number in range(_TRIES):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except Exception as error:
+                # Object stores raise whatever their client raises.
+                last = error
+                if number + 1 < _TRIES:
+                    self._pause(number)
+        raise StorageUnreachableError(
+            f"compute.storage: {self.url} does not answer, got {last}; "
+            "check that it can be reached from here"
+        ) from last
 
     def _names(self) -> list[str]:
         """Names of the checkpoints there."""
@@ -167,25 +227,17 @@ class Storage:
                     return
                 name = next(iter(self._waiting))
                 file = self._waiting.pop(name)
-            self._errors.pop(name, None)
-            if failure := self._send_patiently(file, name):
-                self._errors[name] = failure
-            file.unlink()
-
-    def _send_patiently(self, file: Path, name: str) -> Exception | None:
-        """Send a file; returns why it could not be sent after several tries."""
-        for number in range(_TRIES):
+            if self._closing:
+                # Before that the worker has other things to do, and says so itself.
+                self._goes_on("sending files")
             try:
-                self._send(file, name)
-            except Exception as error:
-                # Object stores raise whatever their client raises.
-                last = error
+                self._tried(partial(self._send, file, name))
+            except (OSError, StorageUnreachableError) as error:
                 log.warning("%s: %s could not be sent: %s", self.url, name, error)
-                if number + 1 < _TRIES:
-                    self._pause(number)
+                self._errors[name] = error
             else:
-                return None
-        return last
+                self._sent(name)
+            file.unlink(missing_ok=True)
 
     def _send(self, file: Path, name: str) -> None:
         target = f"{self._root}/{name}"
@@ -196,10 +248,24 @@ class Storage:
             self._files.mv(f"{target}.partial", target)
         else:
             self._files.put_file(str(file), target)
-        if step_of(name.rpartition("/")[2]) is not None:
-            steps = sorted((step, n) for n in self._names() if (step := step_of(n)) is not None)
+
+    def _sent(self, name: str) -> None:
+        """Forget what a newer file makes up for, and drop old checkpoints."""
+        self._errors.pop(name, None)
+        step = step_of(name.rpartition("/")[2])
+        if step is None:
+            return
+        for other in list(self._errors):
+            older = step_of(other.rpartition("/")[2])
+            if older is not None and older < step:
+                del self._errors[other]
+        try:
+            steps = sorted((n, name) for name in self._names() if (n := step_of(name)) is not None)
             for _, old in steps[:-KEPT]:
                 self._files.rm_file(f"{self._root}/{_CHECKPOINTS}/{old}")
+        except Exception as error:
+            # Whoever may write there need not be allowed to delete.
+            log.warning("%s: old checkpoints stay: %s", self.url, error)
 
 
 def checkpoint_name(path: Path) -> str:

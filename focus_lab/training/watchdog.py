@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 EXIT_CODE = 74
 """Of a worker that its watchdog has ended."""
+
+
+_TELL_S = 10.0
+"""Seconds for saying where a worker stands before it is ended all the same."""
+
+
+def clear_stalls(folder: Path) -> None:
+    """Forget the hung workers of an earlier attempt."""
+    for path in folder.glob("stalled-*.txt"):
+        path.unlink(missing_ok=True)
 
 
 def stall_file(folder: Path, rank: int) -> Path:
@@ -48,11 +59,11 @@ class Watchdog:
         self._path, self._timeout_s = stall_file(folder, rank), timeout_s
         self._leave, self._clock = leave, clock
         self._doing, self._since = "starting", clock()
+        self._resting = False
         self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         """Begin to watch."""
-        self._path.unlink(missing_ok=True)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -69,17 +80,35 @@ class Watchdog:
         """The worker is alive, and begins with something: `waiting for a batch`, for example."""
         self._doing, self._since = doing, self._clock()
 
+    @contextlib.contextmanager
+    def resting(self) -> Iterator[None]:
+        """Within the context nothing is expected: the worker waits for its driver."""
+        self._resting = True
+        try:
+            yield
+        finally:
+            self._since = self._clock()
+            self._resting = False
+
     def bark_if_late(self) -> bool:
         """Say where the worker stands and end it, when it has been silent for too long."""
         silent = self._clock() - self._since
-        if silent < self._timeout_s:
+        if self._resting or silent < self._timeout_s:
             return False
-        with self._path.open("w") as file:
-            file.write(json.dumps({"doing": self._doing, "seconds": round(silent, 1)}) + "\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        # In a thread of its own: a file system that hangs is what a worker may be stuck in.
+        telling = threading.Thread(target=self._tell, args=(silent,), daemon=True)
+        telling.start()
+        telling.join(_TELL_S)
         self._leave()
         return True
+
+    def _tell(self, silent: float) -> None:
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("w") as file:
+                file.write(json.dumps({"doing": self._doing, "seconds": round(silent, 1)}) + "\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
 
     def _watch(self) -> None:
         pause = min(5.0, self._timeout_s / 4)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -26,13 +28,27 @@ class Workers:
     Args:
         rank: this worker.
         size: how many there are.
-        goes_on: told what this worker does next, again and again; a watchdog listens.
+        watchdog: told what this worker does next, again and again.
     """
 
     def __init__(
-        self, rank: int = 0, size: int = 1, goes_on: Callable[[str], None] = lambda doing: None
+        self, rank: int = 0, size: int = 1, watchdog: Callable[[str], None] = lambda doing: None
     ) -> None:
-        self.rank, self.size, self.goes_on = rank, size, goes_on
+        self.rank, self.size, self._watchdog = rank, size, watchdog
+        self._doing = "starting"
+
+    def goes_on(self, doing: str) -> None:
+        """This worker begins with something."""
+        self._doing = doing
+        self._watchdog(doing)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within the context this worker waits for the others."""
+        doing = self._doing
+        self.goes_on(WAITING)
+        yield
+        self.goes_on(doing)
 
     @property
     def first(self) -> bool:
@@ -68,38 +84,44 @@ class ProcessGroup(Workers):
     """One of several workers, in the process group that has been set up.
 
     What only the host needs goes through gloo, so that nobody waits for a GPU.
+
+    Args:
+        watchdog: told what this worker does next, again and again.
+        timeout_s: seconds that a worker waits for the others.
     """
 
-    def __init__(self, goes_on: Callable[[str], None] = lambda doing: None) -> None:
-        super().__init__(distributed.get_rank(), distributed.get_world_size(), goes_on)
-        self._host = _new_group("gloo")
+    def __init__(
+        self, watchdog: Callable[[str], None] = lambda doing: None, timeout_s: float = 1800.0
+    ) -> None:
+        super().__init__(distributed.get_rank(), distributed.get_world_size(), watchdog)
+        self._host = _new_group(timeout_s, "gloo")
         # Statistics of batch norms must not come between the gradients' messages.
-        self._statistics = _new_group()
+        self._statistics = _new_group(timeout_s)
 
     def all_counts(self, counts: Sequence[int]) -> list[list[int]]:
         """See `Workers`."""
-        self.goes_on(WAITING)
         mine = torch.tensor(counts, dtype=torch.int64)
         everybodys = [torch.empty_like(mine) for _ in range(self.size)]
-        distributed.all_gather(everybodys, mine, group=self._host)
+        with self.waiting():
+            distributed.all_gather(everybodys, mine, group=self._host)
         return [theirs.tolist() for theirs in everybodys]
 
     def gather(self, content: Any) -> list[Any]:
         """See `Workers`."""
-        self.goes_on(WAITING)
         gathered: list[Any] | None = [None] * self.size if self.first else None
-        distributed.gather_object(content, gathered, dst=0, group=self._host)
+        with self.waiting():
+            distributed.gather_object(content, gathered, dst=0, group=self._host)
         return gathered or []
 
     def broadcast(self, content: Any) -> Any:
         """See `Workers`; tensors arrive on the host."""
-        self.goes_on(WAITING)
         packed: list[Any] = [None]
         if self.first:
             buffer = io.BytesIO()
             torch.save(content, buffer)
             packed = [buffer.getvalue()]
-        distributed.broadcast_object_list(packed, src=0, group=self._host)
+        with self.waiting():
+            distributed.broadcast_object_list(packed, src=0, group=self._host)
         if self.first:
             return content
         # From this trial's own first worker, over the same channel as its gradients.
@@ -118,9 +140,9 @@ class ProcessGroup(Workers):
         return DistributedDataParallel(model, **settings)
 
 
-def _new_group(backend: str | None = None) -> distributed.ProcessGroup:
+def _new_group(timeout_s: float, backend: str | None = None) -> distributed.ProcessGroup:
     """Another process group of all workers."""
-    group = distributed.new_group(backend=backend)
+    group = distributed.new_group(backend=backend, timeout=timedelta(seconds=timeout_s))
     assert isinstance(group, distributed.ProcessGroup)
     return group
 

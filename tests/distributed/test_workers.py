@@ -97,6 +97,27 @@ def test_two_workers_compute_what_one_does(spec: TrialSpec, tmp_path: Path) -> N
     assert (tmp_path / "two" / SAMPLES).is_dir()
 
 
+def test_images_of_many_sizes_are_padded_as_in_one_batch(spec: TrialSpec, tmp_path: Path) -> None:
+    spec = spec.model_copy(
+        update={
+            "data": spec.data.model_copy(
+                update={
+                    "augmentation": spec.data.augmentation.model_copy(
+                        update={"sizes": (24, 32, 40, 56), "max_size": 64}
+                    )
+                }
+            ),
+            "training": spec.training.model_copy(update={"epochs": 3}),
+        }
+    )
+    one = comparable(fit(spec, MemoryReporter(), tmp_path / "one").history)
+    two = comparable(train(spec, tmp_path / "two", 2)[0]["history"])
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
+        for name, value in mine.items():
+            if name.startswith("loss/"):
+                assert theirs[name] == pytest.approx(value, rel=1e-5, abs=1e-5), name
+
+
 def test_workers_that_start_again_end_as_if_never_interrupted(
     spec: TrialSpec, tmp_path: Path
 ) -> None:

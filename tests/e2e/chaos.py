@@ -131,10 +131,19 @@ class Place:
     def start_node(self, name: str) -> None:
         """Start a node, or start it again."""
         # One after the other: nodes of one machine that choose ports at once may choose the same.
-        self._ray(name, f"--address={self.address}", "--num-cpus=1")
+        # One that gives up is started anew, as service managers do: on a busy computer Ray's 30 s
+        # for it, which are fixed, may not do.
         log = self.folder / f"{name}.txt"
+        log.touch()
         starts = log.read_text().count(_UP)
-        wait_until(lambda: log.read_text().count(_UP) > starts, f"node {name} is up")
+
+        def up() -> bool:
+            process = self._processes.get(name)
+            if process is None or process.poll() is not None:
+                self._ray(name, f"--address={self.address}", "--num-cpus=1")
+            return log.read_text().count(_UP) > starts
+
+        wait_until(up, f"node {name} is up")
 
     def _ray(self, name: str, *options: str) -> None:
         self._start(

@@ -27,7 +27,7 @@ from focus_lab.training.fit import fit
 from focus_lab.training.reporter import MemoryReporter
 
 RUNS = int(os.environ.get("FOCUS_LAB_CHAOS_RUNS", "3"))
-EPOCHS = 20
+EPOCHS = 12
 RATIO = "model.token_selection.keep_ratio"
 RATIOS = (0.3, 1.0)
 _SWEEP_SECONDS = 600.0
@@ -129,7 +129,7 @@ def disturb(lab: chaos.Place, sweep: chaos.Sweep, number: int) -> list[chaos.Kil
     deaths: list[chaos.Kill] = []
     for victim in victims(number):
         # Some before the first step, most in the middle.
-        wait = rng.uniform(0.0, 20.0)
+        wait = rng.uniform(0.0, 15.0)
         until = time.monotonic() + wait
         while time.monotonic() < until and sweep.process.poll() is None:
             time.sleep(0.05)

@@ -16,9 +16,10 @@ from focus_lab.errors import (
     TrackerUnreachableError,
     UserError,
 )
-from focus_lab.lab import recorder
+from focus_lab.lab import driver
 from focus_lab.lab.driver import Driver, trial_folder
-from focus_lab.lab.executor import Failure, Listener, TrialJob
+from focus_lab.lab.executor import Listener, TrialJob
+from focus_lab.lab.failure import Failure
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.states import TrialState
@@ -343,7 +344,7 @@ class Outage:
 
 @pytest.fixture
 def no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder, "Patience", partial(Patience, sleep=lambda seconds: None))
+    monkeypatch.setattr(driver, "Patience", partial(Patience, sleep=lambda seconds: None))
 
 
 @pytest.mark.usefixtures("no_sleep")
@@ -375,7 +376,10 @@ def test_a_tracker_that_is_away_stops_nothing_and_has_every_number_in_the_end(
     [run] = bench.tracker.runs.values()
     assert run.curves["coco/AP"] == [(1, 0.1), (2, 0.2), (3, 0.3)]
     assert bench.states(made) == [S]
-    assert notes == ["MLflow: gone; trials go on, their numbers are kept and told later"]
+    assert notes == [
+        "MLflow: gone; trials go on, their numbers are kept and told later",
+        "MLflow: gone; trying again for 600 s, trials go on",
+    ]
 
 
 def test_a_broken_installation_ends_the_sweep_and_no_trial_is_called_failed(

@@ -10,7 +10,8 @@ import pytest
 
 from focus_lab.errors import DataError, NonFiniteLossError
 from focus_lab.lab import worker
-from focus_lab.lab.executor import ERROR_LOG, InProcessExecutor, TrialJob, explain_failure
+from focus_lab.lab.executor import InProcessExecutor, TrialJob
+from focus_lab.lab.failure import ERROR_LOG, Failure, explain_failure
 from focus_lab.lab.progress import PROGRESS, TrialProgress
 from focus_lab.lab.worker import WorkerReporter
 from focus_lab.specs.experiment import TrialSpec
@@ -90,10 +91,26 @@ def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA out of memory. Tried to allocate"), MemoryError("Out of memory")]
 )
-def test_exhausted_memory_comes_with_advice(error: Exception, tmp_path: Path) -> None:
-    failure = explain_failure(error, tmp_path)
+def test_exhausted_memory_comes_with_advice(
+    error: Exception,
+    tmp_path: Path,
+    tiny_trial: Callable[..., TrialSpec],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def carry_out(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    failures: list[Failure] = []
+
+    class Listening(Told):
+        def failed(self, trial_id: str, failure: Any) -> None:
+            failures.append(failure)
+
+    InProcessExecutor().run([job(tmp_path, "a", tiny_trial())], Listening())
+    [failure] = failures
     assert failure.kind == "OutOfMemory"
-    assert "lower training.batch_size" in failure.message
+    assert failure.message.startswith(f"memory is exhausted, got {error}; lower training.batch")
 
 
 def test_a_place_that_cannot_be_written_hides_no_failure(tmp_path: Path) -> None:

@@ -8,18 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_lab.lab.executor import Failure
-from focus_lab.lab.recovery import (
-    LOST,
-    NO_ROOM,
-    OUT_OF_MEMORY,
-    PREEMPTED,
-    RECORD,
-    STALLED,
-    Decision,
-    Recovery,
-    decide,
-)
+from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED, Failure
+from focus_lab.lab.recovery import RECORD, Decision, Recovery, decide
 from focus_lab.specs.training import ComputeSpec
 
 KINDS = [LOST, STALLED, PREEMPTED, OUT_OF_MEMORY, NO_ROOM, "NonFiniteLossError", "DataError"]
@@ -29,7 +19,7 @@ def failure(kind: str) -> Failure:
     return Failure(kind, "something happened")
 
 
-@pytest.mark.parametrize("kind", [LOST, STALLED])
+@pytest.mark.parametrize("kind", [LOST, STALLED, NO_ROOM])
 def test_a_lost_or_hung_worker_is_replaced_as_often_as_the_budget_says(kind: str) -> None:
     compute = ComputeSpec(max_failures=2)
     past: list[Decision] = []
@@ -67,9 +57,12 @@ def test_exhausted_memory_halves_down_to_one_image() -> None:
         "going on with 1 instead of 2 images at a time",
     ]
     assert "a single image does not fit" in past[-1].failure.message
+    # As a batch is split: parts of 6 in 4 are 2 at most.
+    odd = decide(failure(OUT_OF_MEMORY), past[:1], compute, 6)
+    assert odd.remedy == "going on with 2 instead of 3 images at a time"
 
 
-@pytest.mark.parametrize("kind", ["NonFiniteLossError", "DataError", "KeyError", NO_ROOM])
+@pytest.mark.parametrize("kind", ["NonFiniteLossError", "DataError", "KeyError"])
 def test_what_a_trial_does_to_itself_is_not_repeated(kind: str) -> None:
     decision = decide(failure(kind), [], ComputeSpec(max_failures=9, max_preemptions=9), 4)
     assert decision.action == "fail"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from focus_lab.lab.executor import Failure
-from focus_lab.lab.recovery import LOST, NO_ROOM, OUT_OF_MEMORY, STALLED
+from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, STALLED, Failure
 from focus_lab.lab.train_workers import (
     AttemptFailedError,
     explain_stalls,

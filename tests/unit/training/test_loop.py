@@ -109,9 +109,7 @@ def test_an_epoch_whose_last_step_was_done_only_ends(tiny_trial: MakeTrial) -> N
 def test_metrics_are_means_over_the_steps(tiny_trial: MakeTrial) -> None:
     seen: list[float] = []
     progress = Progress()
-    loop, _ = make_loop(
-        tiny_trial(), lambda: seen.append(progress.averages["loss/total"] - sum(seen))
-    )
+    loop, _ = make_loop(tiny_trial(), lambda: seen.append(progress.since["loss/total"] - sum(seen)))
     metrics = loop.run_epoch(progress)
     assert len(seen) == 2
     assert metrics["loss/total"] == pytest.approx(sum(seen) / 2)
@@ -210,7 +208,7 @@ def test_the_time_of_an_epoch_is_that_of_all_its_attempts(tiny_trial: MakeTrial)
     assert metrics["train/data_share"] == pytest.approx(0.5, abs=0.15)
     assert metrics["train/images_per_second"] == pytest.approx(8 / metrics["train/seconds"])
     assert not {"seconds", "waited"} & set(metrics)
-    assert progress.averages == {}
+    assert progress.averages == progress.since == {}
 
 
 def test_batches_without_boxes_train(tiny_trial: MakeTrial) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 
+import torch
+
 from focus_lab.specs.metrics import is_metric
 from focus_lab.training.machine import MachineLoad
 from focus_lab.training.workers import ALONE, Workers
 
+CPU = torch.device("cpu")
+
 
 def test_a_machine_is_reported_once_with_plausible_numbers() -> None:
-    load = MachineLoad(ALONE)
+    load = MachineLoad(ALONE, CPU)
     sum(number * number for number in range(3_000_000))
     metrics = load.measure()
     assert all(name.startswith("system/node0/") and is_metric(name) for name in metrics)
@@ -24,5 +28,5 @@ def test_workers_of_one_machine_are_one_machine() -> None:
         def gather(self, content: object) -> list[object]:
             return [(0, {"memory_gib": 1.0}), (1, {"memory_gib": 2.0}), (1, {"memory_gib": 2.5})]
 
-    metrics = MachineLoad(Two()).measure()
+    metrics = MachineLoad(Two(), CPU).measure()
     assert metrics == {"system/node0/memory_gib": 1.0, "system/node1/memory_gib": 2.5}

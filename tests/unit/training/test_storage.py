@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -13,12 +14,12 @@ import fsspec
 import pytest
 import torch
 
-from focus_lab.errors import OutputError
+from focus_lab.errors import OutputError, StorageUnreachableError
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.checkpoint import BEST
 from focus_lab.training.fit import fit
-from focus_lab.training.folder import MANIFEST, SAMPLES, checkpoint_folder, storage_url
+from focus_lab.training.folder import MANIFEST, SAMPLES, SPOOL, checkpoint_folder, storage_url
 from focus_lab.training.reporter import MemoryReporter, Metrics
 from focus_lab.training.storage import Storage
 
@@ -58,7 +59,7 @@ def write(folder: Path, name: str, content: str = "x") -> Path:
 def test_the_newest_checkpoints_stay_and_the_newest_is_fetched(url: str, tmp_path: Path) -> None:
     here = tmp_path / "here"
     for number in (1, 2, 3, 10):
-        with Storage(url) as storage:
+        with Storage(url, tmp_path / SPOOL) as storage:
             storage.send(write(here, step(number), str(number)), f"checkpoints/{step(number)}")
     assert names(url) == {f"checkpoints/{step(3)}", f"checkpoints/{step(10)}"}
     there = tmp_path / "there"
@@ -73,19 +74,19 @@ def test_the_newest_checkpoints_stay_and_the_newest_is_fetched(url: str, tmp_pat
 
 def test_a_file_may_go_as_soon_as_it_was_given(url: str, tmp_path: Path) -> None:
     file = write(tmp_path / "here", "manifest.json", "kept")
-    storage = Storage(url)
+    storage = Storage(url, tmp_path / SPOOL)
     storage.send(file, "manifest.json")
     file.unlink()
     with storage:
         pass
-    Storage(url).fetch_all(tmp_path / "there")
+    Storage(url).fetch_results(tmp_path / "there")
     assert (tmp_path / "there" / "manifest.json").read_text() == "kept"
-    assert not list((tmp_path / "here" / ".uploads").iterdir())
+    assert not list((tmp_path / SPOOL).iterdir())
 
 
 def test_training_does_not_wait_and_the_last_of_a_name_wins(url: str, tmp_path: Path) -> None:
     gate = threading.Event()
-    storage = Storage(url)
+    storage = Storage(url, tmp_path / SPOOL)
     original, sent = storage._send, list[str]()
 
     def slow(file: Path, name: str) -> None:
@@ -100,15 +101,15 @@ def test_training_does_not_wait_and_the_last_of_a_name_wins(url: str, tmp_path: 
         gate.set()
     assert sent[-1] == "4"
     assert len(sent) <= 2
-    Storage(url).fetch_all(tmp_path / "there")
+    Storage(url).fetch_results(tmp_path / "there")
     assert (tmp_path / "there" / "progress.json").read_text() == "4"
 
 
-@pytest.mark.parametrize("failures", [2, 3])
+@pytest.mark.parametrize("failures", [5, 6])
 def test_a_storage_that_fails_now_and_then_is_tried_again_and_then_named(
     url: str, tmp_path: Path, failures: int
 ) -> None:
-    storage = Storage(url, at_once)
+    storage = Storage(url, tmp_path / SPOOL, at_once)
     original, left = storage._send, [failures]
 
     def flaky(file: Path, name: str) -> None:
@@ -119,7 +120,7 @@ def test_a_storage_that_fails_now_and_then_is_tried_again_and_then_named(
 
     storage._send = flaky  # type: ignore[method-assign]
     storage.send(write(tmp_path, "a"), "a")
-    if failures < 3:
+    if failures < 6:
         with storage:
             pass
         assert names(url) == {"a"}
@@ -129,6 +130,61 @@ def test_a_storage_that_fails_now_and_then_is_tried_again_and_then_named(
         storage,
     ):
         pass
+
+
+def test_a_newer_checkpoint_makes_up_for_one_that_could_not_be_sent(
+    url: str, tmp_path: Path
+) -> None:
+    storage = Storage(url, tmp_path / SPOOL, at_once)
+    original = storage._send
+
+    def away_for_the_first(file: Path, name: str) -> None:
+        if name.endswith(step(1)):
+            raise OSError("away")
+        original(file, name)
+
+    storage._send = away_for_the_first  # type: ignore[method-assign]
+    with storage:
+        for number in (1, 2):
+            storage.send(write(tmp_path, step(number)), f"checkpoints/{step(number)}")
+    assert names(url) == {f"checkpoints/{step(2)}"}
+
+
+def test_who_may_not_delete_keeps_all_checkpoints(url: str, tmp_path: Path) -> None:
+    storage = Storage(url, tmp_path / SPOOL, at_once)
+
+    def refused(path: str) -> None:
+        raise PermissionError(path)
+
+    storage._files = SimpleNamespace(
+        **{
+            name: getattr(storage._files, name)
+            for name in ("makedirs", "put_file", "mv", "ls", "invalidate_cache", "protocol")
+        },
+        rm_file=refused,
+    )
+    with storage:
+        for number in (1, 2, 3):
+            storage.send(write(tmp_path, step(number)), f"checkpoints/{step(number)}")
+    assert len(names(url)) == 3
+
+
+def test_what_a_killed_process_wanted_to_send_is_swept_away(url: str, tmp_path: Path) -> None:
+    write(tmp_path / SPOOL, "left")
+    with Storage(url, tmp_path / SPOOL):
+        pass
+    assert not list((tmp_path / SPOOL).iterdir())
+
+
+def test_a_storage_that_does_not_answer_is_a_sentence(url: str, tmp_path: Path) -> None:
+    storage = Storage(url, pause=at_once)
+
+    def away() -> list[str]:
+        raise OSError("away")
+
+    storage._names = away  # type: ignore[method-assign]
+    with pytest.raises(StorageUnreachableError, match=r"compute\.storage: .* does not answer"):
+        storage.fetch_checkpoint(tmp_path)
 
 
 def test_a_scheme_that_nothing_here_knows_is_a_sentence() -> None:
@@ -158,13 +214,13 @@ def test_a_trial_goes_on_from_the_storage_on_a_machine_that_has_nothing(
 ) -> None:
     spec = tiny_trial(training={"epochs": 3})
     undisturbed = fit(spec, MemoryReporter(), tmp_path / "undisturbed")
-    stopped = Storage(url)
+    stopped = Storage(url, tmp_path / "one" / SPOOL)
     with pytest.raises(StoppedError):
         fit(spec, Stopper(), tmp_path / "one", storage=stopped)
     with stopped:
         pass
     told = MemoryReporter()
-    with Storage(url) as storage:
+    with Storage(url, tmp_path / "two" / SPOOL) as storage:
         resumed = fit(spec, told, tmp_path / "two", storage=storage)
     assert [epoch for epoch, _ in told.epochs] == [2, 3]
     for (_, mine), (_, theirs) in zip(undisturbed.history, resumed.history, strict=True):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from focus_lab.training.watchdog import EXIT_CODE, Watchdog, read_stalls, stall_file
+from focus_lab.training.watchdog import EXIT_CODE, Watchdog, clear_stalls, read_stalls, stall_file
 
 
 class Clock:
@@ -40,8 +40,30 @@ def test_who_goes_on_is_left_alone_and_who_stands_still_is_named(tmp_path: Path)
 
 def test_a_new_attempt_begins_without_the_last_ones_stall(tmp_path: Path) -> None:
     stall_file(tmp_path, 0).write_text('{"doing": "x", "seconds": 1}\n')
-    with Watchdog(tmp_path, 0, 1000.0):
-        assert read_stalls(tmp_path) == {}
+    stall_file(tmp_path, 3).write_text('{"doing": "x", "seconds": 1}\n')
+    clear_stalls(tmp_path)
+    assert read_stalls(tmp_path) == {}
+
+
+def test_who_waits_for_its_driver_is_left_alone(tmp_path: Path) -> None:
+    clock, left = Clock(), list[int]()
+    watchdog = Watchdog(tmp_path, 0, 10.0, lambda: left.append(1), clock)
+    with watchdog.resting():
+        clock.now = 1000.0
+        assert not watchdog.bark_if_late()
+    clock.now = 1009.0
+    assert not watchdog.bark_if_late()
+    clock.now = 1010.0
+    assert watchdog.bark_if_late()
+
+
+def test_a_worker_is_ended_also_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    clock, left = Clock(), list[int]()
+    watchdog = Watchdog(tmp_path / "file" / "folder", 0, 10.0, lambda: left.append(1), clock)
+    clock.now = 11.0
+    assert watchdog.bark_if_late()
+    assert left == [1]
 
 
 def test_a_torn_file_is_passed_over(tmp_path: Path) -> None:
