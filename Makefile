@@ -10,12 +10,13 @@ CSRC := $(shell find csrc -type f -not -name '*.pyc')
 SIDE_BY_SIDE := --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install op demo test test-fast chaos lint format reference
+.PHONY: help install op demo test test-fast test-cluster chaos lint format reference
 
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 7 minutes)"
 	@echo "make test       install, then lint, types, layers and all tests (about 11 minutes)"
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 90 seconds)"
+	@echo "make test-cluster  several machines, and the compose file's services (about 6 minutes, root)"
 	@echo "make chaos      30 sweeps in which anything is killed at any moment (about half an hour)"
 	@echo "make op         build the compiled operators anew"
 	@echo "make lint       ruff, mypy, import contract, spelling"
@@ -46,10 +47,14 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
+
+# Several machines, and every service of the compose file, in network namespaces; needs root.
+test-cluster: install
+	$(BIN)/python -m pytest -m cluster
 
 # 30 sweeps in which anything is killed at any moment; about half an hour.
 chaos: install

@@ -298,6 +298,7 @@ except urllib.error.HTTPError as error:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_the_services_work_together_as_the_file_starts_them(
     deployment: Deployment, tiny_content: dict[str, Any]
@@ -320,6 +321,7 @@ def test_the_services_work_together_as_the_file_starts_them(
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("address", "headers", "status"),
@@ -348,6 +350,7 @@ def test_who_is_let_in(
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(900)
 def test_no_log_and_no_command_line_has_a_secret(deployment: Deployment) -> None:
     everything = deployment.logs()
