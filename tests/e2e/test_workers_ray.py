@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -13,7 +14,6 @@ import pytest
 from processes import family_of
 from rich.console import Console
 
-from focus_lab.data.export import write_shapes
 from focus_lab.lab.executor import InProcessExecutor
 from focus_lab.lab.lab import Lab, open_lab
 from focus_lab.lab.progress import PlainProgress, TrialProgress
@@ -106,26 +106,48 @@ def test_two_workers_end_where_one_does_also_when_one_of_them_is_killed(
     assert [value for _, value in ap] == pytest.approx([v for _, v in alone_ap], abs=1e-9)
 
 
+class Stopping(PlainProgress):
+    """Stops the loader of one worker, once, after the first epoch: it hangs and does not die."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True))
+        self.stopped: list[int] = []
+
+    def changed(self, trial: TrialProgress, event: str) -> None:
+        if event.startswith("epoch 1") and not self.stopped:
+            worker = [
+                pid for pid, args in family_of(os.getpid()).items() if "RayTrainWorker" in args
+            ][-1]
+            self.stopped = [pid for pid, args in family_of(worker).items() if "forkserver" in args]
+            for pid in self.stopped:
+                os.kill(pid, signal.SIGSTOP)
+
+
 def test_a_worker_whose_loader_hangs_is_found_and_named(
     spec: ExperimentSpec,
     tmp_path: Path,
     executor: TuneExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    written = write_shapes(spec.data, tmp_path / "scenes")
-    # Whoever opens a pipe that nobody writes to waits for ever.
-    image = sorted((tmp_path / "scenes" / "train").iterdir())[0]
-    image.unlink()
-    os.mkfifo(image)
-    compute = spec.compute.model_copy(update={"stall_timeout_s": 20.0, "max_failures": 0})
-    stuck = spec.model_copy(update={"name": "stuck", "data": written, "compute": compute})
+    changes = {"stall_timeout_s": 30.0, "max_failures": 0, "loader_workers": 1}
+    compute = spec.compute.model_copy(update=changes)
+    # Longer than what the loader has made ahead.
+    training = spec.training.model_copy(update={"epochs": 40})
+    stuck = spec.model_copy(update={"name": "stuck", "compute": compute, "training": training})
     monkeypatch.setattr(executor, "_compute", compute)
-    with open_lab(tmp_path / "runs") as lab:
-        trial, _, _ = carry_out(lab, stuck, executor)
-    assert (trial["status"], trial["failure"]) == ("FAILED", "Stalled")
+    progress = Stopping()
+    try:
+        with open_lab(tmp_path / "runs") as lab:
+            trial, _, _ = carry_out(lab, stuck, executor, progress)
+    finally:
+        for pid in progress.stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert progress.stopped
+    assert (trial["status"], trial["failure"]) == ("FAILED", "Stalled"), trial["message"]
     assert "compute.stall_timeout_s: no step for" in trial["message"]
     assert "(waiting for a batch)" in trial["message"]
     assert "waiting for the other workers" not in trial["message"]
     assert "that was once more than compute.max_failures allows, 0" in trial["message"]
     [stacks] = re.findall(r"the stacks are in (\S+);", trial["message"])
-    assert "Image" in Path(stacks).read_text() or "images.py" in Path(stacks).read_text()
+    assert "dataloader.py" in Path(stacks).read_text()
