@@ -615,9 +615,12 @@ def _results_alone_on_stdout() -> Iterator[None]:
 
 def _print_result(lab: Lab, name: str, as_json: bool) -> dict[str, Any]:
     from focus_lab.analysis.tables import as_text
+    from focus_lab.lab.patience import Patience
 
-    record = lab.record(name)
-    result = lab.result(record)
+    # A store that is away when the last trial has ended is no reason to lose sight of the results.
+    patience = Patience(note=lambda text: talk.print(text, markup=False))
+    record = patience(lambda: lab.record(name))
+    result = patience(lambda: lab.result(record))
     if as_json:
         _print_json(result)
         return result

@@ -72,7 +72,7 @@ class Lab:
             driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
             patience(lambda: self._measure_latency(experiment))
             patience(lambda: self.report(experiment.name))
-        return self.store.experiment(spec.name)
+            return patience(lambda: self.store.experiment(spec.name))
 
     def record(self, name: str) -> ExperimentRecord:
         """An experiment's results as they stand."""

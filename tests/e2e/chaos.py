@@ -66,6 +66,8 @@ class Place:
             "RAY_AUTH_TOKEN": self.token,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
+            # Eight processes for jobs that nobody submits.
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         }
 
     @property
@@ -277,6 +279,8 @@ def strike(lab: Place, sweep: Sweep, victim: str, rng: random.Random) -> bool:
         lab.kill_node(name)
         time.sleep(pause)
         lab.start_node(name)
+    elif not wait_for_trials(sweep):
+        return False
     elif victim == "mlflow":
         lab.kill_mlflow()
         time.sleep(pause)
@@ -286,6 +290,14 @@ def strike(lab: Place, sweep: Sweep, victim: str, rng: random.Random) -> bool:
         time.sleep(pause)
         lab.database.start()
     return True
+
+
+def wait_for_trials(sweep: Sweep) -> bool:
+    """Wait until trials have begun: a server that is away before is an error that says so."""
+    wait_until(
+        lambda: "  started" in sweep.said() or sweep.process.poll() is not None, "trials begin"
+    )
+    return sweep.process.poll() is None
 
 
 def goes_on(text: str) -> int:
