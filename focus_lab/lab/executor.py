@@ -43,6 +43,9 @@ class Listener(Protocol):
     def failed(self, trial_id: str, failure: Failure) -> None:
         """The trial ended without its result."""
 
+    def note(self, text: str) -> None:
+        """Something worth saying that concerns all trials; may come from another thread."""
+
 
 class Executor(Protocol):
     """Carries out trials."""

@@ -138,6 +138,10 @@ class Recorder:
         shown.message = failure.message
         self._progress.changed(shown, f"failed: {failure.message}")
 
+    def note(self, text: str) -> None:
+        """Say it."""
+        self._progress.note(text)
+
     def put_back(self) -> None:
         """Trials that neither succeeded nor failed wait for the next call."""
         for trial in self._trials.values():

@@ -23,6 +23,7 @@ import focus_lab
 from focus_lab.errors import UserError
 from focus_lab.lab.executor import Listener, TrialJob
 from focus_lab.lab.failure import LOST, Failure, explain_failure
+from focus_lab.lab.head_watch import HeadWatch
 from focus_lab.lab.recovery import Recovery
 from focus_lab.lab.train_workers import (
     EPOCH,
@@ -168,6 +169,7 @@ class TuneExecutor:
             KeyboardInterrupt: a person interrupted.
             UserError: the cluster has no room for a single worker.
         """
+        import ray
         from ray import tune
 
         self.start()
@@ -177,31 +179,33 @@ class TuneExecutor:
         several = self._compute.workers > 1
         relay = _make_relay(listener, by_id)
         handler = signal.getsignal(signal.SIGINT)
+        address = ray.get_runtime_context().gcs_address
         try:
-            tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(
-                        train_trial,
-                        jobs=by_id,
-                        compute=self._compute,
-                        needs=needs,
-                        origin=Path.cwd(),
+            with HeadWatch(address, listener.note):
+                tune.Tuner(
+                    tune.with_resources(
+                        tune.with_parameters(
+                            train_trial,
+                            jobs=by_id,
+                            compute=self._compute,
+                            needs=needs,
+                            origin=Path.cwd(),
+                        ),
+                        {"cpu": 0.0, _HEAD: 0.001} if several else needs,
                     ),
-                    {"cpu": 0.0, _HEAD: 0.001} if several else needs,
-                ),
-                param_space={"trial_id": tune.grid_search(list(by_id))},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True,
-                    max_concurrent_trials=self.concurrent_trials if several else None,
-                ),
-                run_config=tune.RunConfig(
-                    name="trials",
-                    storage_path=str(scratch),
-                    verbose=0,
-                    callbacks=[relay],
-                    failure_config=tune.FailureConfig(max_failures=self._compute.max_failures),
-                ),
-            ).fit()
+                    param_space={"trial_id": tune.grid_search(list(by_id))},
+                    tune_config=tune.TuneConfig(
+                        reuse_actors=True,
+                        max_concurrent_trials=self.concurrent_trials if several else None,
+                    ),
+                    run_config=tune.RunConfig(
+                        name="trials",
+                        storage_path=str(scratch),
+                        verbose=0,
+                        callbacks=[relay],
+                        failure_config=tune.FailureConfig(max_failures=self._compute.max_failures),
+                    ),
+                ).fit()
         except Exception as error:
             # Tune wraps what a callback raises into a text: the listener's own error is the cause.
             raise relay.error or error from None

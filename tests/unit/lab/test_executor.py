@@ -33,6 +33,12 @@ class Told:
     def succeeded(self, trial_id: str, history: list[Any]) -> None:
         self.events.append((trial_id, "succeeded", len(history)))
 
+    def note(self, text: str) -> None:
+        self.events.append(("note", text))
+
+    def again(self, trial_id: str, failure: Any) -> None:
+        self.events.append((trial_id, "again"))
+
     def failed(self, trial_id: str, failure: Any) -> None:
         self.events.append((trial_id, "failed", failure.kind))
 
