@@ -263,8 +263,9 @@ def profile(
 @app.command("list")
 def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json = False) -> None:
     """Experiments of the lab."""
+    from focus_lab.lab.database import NoStoreError
     from focus_lab.lab.lab import store_url
-    from focus_lab.lab.store import NoStoreError, Store
+    from focus_lab.lab.store import Store
 
     rows = []
     with (

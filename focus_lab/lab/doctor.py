@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focus_lab.errors import FocusLabError
+from focus_lab.lab.database import NoStoreError
 from focus_lab.lab.lab import open_lab
-from focus_lab.lab.store import NoStoreError
 from focus_lab.training.folder import make_folder
 
 if TYPE_CHECKING:

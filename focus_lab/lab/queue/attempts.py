@@ -1,0 +1,277 @@
+"""Attempts: admissions of experiments, from the grant of capacity to its return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from focus_lab.errors import UserError
+from focus_lab.lab.database import Database, rows, storable, utc
+from focus_lab.lab.queue.admission import Grant, Holding, Resources, Usage
+from focus_lab.lab.queue.changes import TRIES, find, set_entry, tell
+from focus_lab.lab.queue.entry import Entry, entry_of
+from focus_lab.lab.queue.events import write_event
+from focus_lab.lab.queue.leadership import check_fence
+from focus_lab.lab.queue.policy import Policy
+from focus_lab.lab.queue.states import QueueState
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.tables import AttemptRow, QueueRow, TrialRow
+
+
+class SupersededError(UserError):
+    """The attempt is not the one that is wanted; its driver ends without having done anything."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One admission of an experiment."""
+
+    entry: Entry
+    granted: Resources
+    trials: int
+    """How many trials may run side by side."""
+    began: bool
+    outcome: str | None
+    """What its driver said last: `succeeded`, `failed`, or nothing."""
+
+    @property
+    def holding(self) -> Holding:
+        """What admission needs to know of it."""
+        return Holding(self.entry.id, self.entry.user, self.entry.project, self.granted)
+
+
+class Attempts:
+    """The attempts of a queue.
+
+    Args:
+        database: the queue's.
+        policy: limits.
+    """
+
+    def __init__(self, database: Database, policy: Policy) -> None:
+        self._database, self._policy = database, policy
+
+    def open(self) -> list[Attempt]:
+        """The attempts that hold capacity."""
+        query = (
+            sa.select(QueueRow, AttemptRow)
+            .join(AttemptRow, AttemptRow.experiment_id == QueueRow.experiment_id)
+            .where(AttemptRow.ended_at.is_(None))
+            .order_by(AttemptRow.admitted_at)
+        )
+        with self._database.reading() as session:
+            return [_attempt(row, attempt) for row, attempt in session.execute(query)]
+
+    def newest(self, entry: Entry) -> Attempt:
+        """The newest attempt of an experiment that was admitted."""
+        with self._database.reading() as session:
+            row = session.get_one(QueueRow, entry.id)
+            return _attempt(row, session.get_one(AttemptRow, (entry.id, row.attempt)))
+
+    def usage(self) -> Usage:
+        """GPU-hours and core-hours of the policy's window, what runs included."""
+        with self._database.reading() as session:
+            now = self._database.now(session)
+            since = now - timedelta(days=self._policy.window_days)
+            found = session.execute(
+                sa.select(
+                    AttemptRow.user, AttemptRow.project, AttemptRow.gpus, AttemptRow.cpus,
+                    AttemptRow.admitted_at, AttemptRow.ended_at,
+                ).where(sa.or_(AttemptRow.ended_at.is_(None), AttemptRow.ended_at > since))
+            ).all()  # fmt: skip
+        gpus: dict[str, float] = {}
+        projects: dict[str, float] = {}
+        cpus: dict[str, float] = {}
+        for row in found:
+            begin, end = utc(row.admitted_at), utc(row.ended_at) or now
+            assert begin is not None
+            hours = max(0.0, (end - max(begin, since)).total_seconds() / 3600)
+            gpus[row.user] = gpus.get(row.user, 0.0) + hours * row.gpus
+            projects[row.project] = projects.get(row.project, 0.0) + hours * row.gpus
+            cpus[row.user] = cpus.get(row.user, 0.0) + hours * row.cpus
+        return Usage(gpus, projects, cpus)
+
+    # What the leading dispatcher does
+
+    def admit(self, entry: Entry, grant: Grant, fence: int, actor: str) -> Entry | None:
+        """Let an experiment start; None when it was changed meanwhile, or there is no room now.
+
+        Raises:
+            FencedError: another dispatcher leads.
+        """
+        with self._database.session() as session:
+            check_fence(session, fence)
+            values = {"state": QueueState.STARTING, "attempt": entry.attempt + 1}
+            changed = set_entry(session, entry, **values)
+            if changed is None:
+                return None
+            session.add(
+                AttemptRow(
+                    experiment_id=entry.id, number=changed.attempt, user=entry.user,
+                    project=entry.project, cpus=grant.resources.cpus, gpus=grant.resources.gpus,
+                    trials=grant.trials, done_before=_done(session, entry.id),
+                    admitted_at=self._database.now(session),
+                )
+            )  # fmt: skip
+            tell(
+                session, self._database, changed, "admitted", actor,
+                {
+                    "attempt": changed.attempt,
+                    "trials": grant.trials,
+                    "granted": str(grant.resources),
+                },
+            )  # fmt: skip
+            return changed
+
+    def settle(self, entry: Entry, fence: int, actor: str) -> Entry | None:
+        """The newest attempt's job has ended: give its capacity back, and decide what follows.
+
+        What its driver has said counts. Where it said nothing, it was lost, and the experiment
+        waits again where it stood, unless a person wanted its end.
+
+        Returns:
+            The experiment; None when it was changed meanwhile: look again.
+
+        Raises:
+            FencedError: another dispatcher leads.
+        """
+        with self._database.session() as session:
+            check_fence(session, fence)
+            row = session.get_one(QueueRow, entry.id)
+            attempt = session.get_one(AttemptRow, (entry.id, entry.attempt))
+            if row.version != entry.version or attempt.ended_at is not None:
+                return None
+            now = self._database.now(session)
+            state, values = self._verdict(session, entry, attempt)
+            if state.is_terminal:
+                values["ended_at"] = now
+            changed = set_entry(session, entry, state=state, **values)
+            if changed is None:
+                return None
+            outcome = attempt.outcome or (
+                "lost" if entry.state in (QueueState.STARTING, QueueState.RUNNING) else "stopped"
+            )
+            session.execute(
+                sa.update(AttemptRow)
+                .where(AttemptRow.experiment_id == entry.id, AttemptRow.number == entry.attempt)
+                .values(ended_at=now, outcome=outcome)
+            )
+            tell(
+                session, self._database, changed, "ended", actor,
+                {"attempt": entry.attempt, "outcome": outcome, "message": changed.message},
+            )  # fmt: skip
+            return changed
+
+    def _verdict(
+        self, session: Session, entry: Entry, attempt: AttemptRow
+    ) -> tuple[QueueState, dict[str, Any]]:
+        if attempt.outcome == "succeeded":
+            return QueueState.SUCCEEDED, {"losses": 0}
+        if entry.state is QueueState.CANCELLING:
+            return QueueState.CANCELLED, {"message": None}
+        if attempt.outcome == "failed":
+            return QueueState.FAILED, {}
+        if entry.state is QueueState.PAUSING:
+            return QueueState.PAUSED, {"losses": 0}
+        losses = 1 if _done(session, entry.id) > attempt.done_before else entry.losses + 1
+        if losses > self._policy.max_losses:
+            return QueueState.FAILED, {
+                "losses": losses,
+                "message": f"its driver was lost {losses} times in a row without a finished trial; "
+                "look at its logs, then retry it",
+            }
+        return QueueState.QUEUED, {"losses": losses}
+
+    # What a driver does
+
+    def begin(self, experiment_id: str, attempt: int) -> Attempt:
+        """The attempt's driver runs.
+
+        Raises:
+            SupersededError: the attempt is not wanted (any more): its driver must do nothing.
+        """
+        for _ in range(TRIES):
+            with self._database.session() as session:
+                entry = find(session, experiment_id)
+                row = session.get(AttemptRow, (entry.id, attempt))
+                if (
+                    entry.attempt != attempt
+                    or entry.state is not QueueState.STARTING
+                    or row is None
+                    or row.ended_at is not None
+                ):
+                    raise SupersededError(
+                        f"experiment {entry.name}: attempt {attempt} is not wanted, got "
+                        f"{entry.state.lower()} with attempt {entry.attempt}; nothing was done"
+                    )
+                now = self._database.now(session)
+                changed = set_entry(
+                    session, entry, state=QueueState.RUNNING, started_at=entry.started_at or now
+                )
+                if changed is None:
+                    continue
+                row.began_at = now
+                tell(session, self._database, changed, "started", "driver", {"attempt": attempt})
+                return _attempt(session.get_one(QueueRow, entry.id), row)
+        raise SupersededError(f"experiment {experiment_id}: is changed all the time; nothing done")
+
+    def report(self, experiment_id: str, attempt: int, outcome: str, message: str | None) -> None:
+        """The last word of a driver; the dispatcher acts on it when its process has ended.
+
+        Args:
+            experiment_id: the experiment.
+            attempt: its attempt.
+            outcome: `succeeded` or `failed`.
+            message: why it failed.
+        """
+        with self._database.session() as session:
+            changed = session.execute(
+                sa.update(AttemptRow)
+                .where(
+                    AttemptRow.experiment_id == experiment_id,
+                    AttemptRow.number == attempt,
+                    AttemptRow.ended_at.is_(None),
+                )
+                .values(outcome=outcome)
+            )
+            if not rows(changed):
+                return
+            for _ in range(TRIES):
+                entry = find(session, experiment_id)
+                if entry.attempt != attempt:
+                    return
+                text = storable(message) if message else None
+                if set_entry(session, entry, message=text) is not None:
+                    return
+                session.expire_all()
+
+    def tell(self, experiment_id: str, kind: str, data: Mapping[str, Any]) -> None:
+        """Write an event of a driver: a trial has begun, an epoch has ended."""
+        with self._database.session() as session:
+            write_event(session, self._database, experiment_id, kind, "driver", data)
+
+
+def _done(session: Session, experiment_id: str) -> int:
+    count = session.scalar(
+        sa.select(sa.func.count())
+        .select_from(TrialRow)
+        .where(
+            TrialRow.experiment_id == experiment_id, TrialRow.state == TrialState.SUCCEEDED.value
+        )
+    )
+    return count or 0
+
+
+def _attempt(row: QueueRow, attempt: AttemptRow) -> Attempt:
+    return Attempt(
+        entry_of(row),
+        Resources(attempt.cpus, attempt.gpus),
+        attempt.trials,
+        attempt.began_at is not None,
+        attempt.outcome,
+    )

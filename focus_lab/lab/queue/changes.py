@@ -1,0 +1,81 @@
+"""One change of a submitted experiment: compare and set, and the event that tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from focus_lab.errors import UserError
+from focus_lab.lab.database import Database, rows
+from focus_lab.lab.queue.entry import Entry, entry_of
+from focus_lab.lab.queue.events import write_event
+from focus_lab.lab.tables import QueueRow
+
+TRIES = 20
+"""Of a change that others get in the way of."""
+
+
+class NoEntryError(UserError):
+    """There is no such submitted experiment."""
+
+
+class StaleEntryError(Exception):
+    """Somebody else changed the entry in between."""
+
+
+def find(session: Session, entry_id: str) -> Entry:
+    """A submitted experiment by id or name.
+
+    Raises:
+        NoEntryError: there is none.
+    """
+    row = session.scalar(
+        sa.select(QueueRow)
+        .where(sa.or_(QueueRow.experiment_id == entry_id, QueueRow.name == entry_id))
+        .execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise NoEntryError(
+            f"experiment: no such name or id was submitted, got {entry_id[:80]!r}; "
+            "see GET /experiments"
+        )
+    return entry_of(row)
+
+
+def set_entry(session: Session, entry: Entry, **values: Any) -> Entry | None:
+    """Compare and set; None when somebody else was faster."""
+    changed = session.execute(
+        sa.update(QueueRow)
+        .where(QueueRow.experiment_id == entry.id, QueueRow.version == entry.version)
+        .values(version=entry.version + 1, **values)
+        .execution_options(synchronize_session=False)
+    )
+    return find(session, entry.id) if rows(changed) else None
+
+
+def change_entry(session: Session, entry: Entry, **values: Any) -> Entry:
+    """Compare and set.
+
+    Raises:
+        StaleEntryError: somebody else was faster; the transaction is to be begun again.
+    """
+    changed = set_entry(session, entry, **values)
+    if changed is None:
+        raise StaleEntryError
+    return changed
+
+
+def tell(
+    session: Session,
+    database: Database,
+    entry: Entry,
+    kind: str,
+    actor: str,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the event of a change, within its transaction."""
+    content = {"name": entry.name, "state": entry.state.value, "version": entry.version}
+    write_event(session, database, entry.id, kind, actor, content | dict(data or {}))

@@ -1,0 +1,397 @@
+"""The queue: every change of a submitted experiment, each with its event in one transaction.
+
+Changes are compare-and-set on what the caller last saw, so that two can never both happen. What
+only a leading dispatcher may do is fenced as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from focus_lab.errors import StoreError, UserError
+from focus_lab.lab.database import utc
+from focus_lab.lab.queue.admission import Resources
+from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
+from focus_lab.lab.queue.entry import (
+    Entry,
+    Filters,
+    Page,
+    entry_of,
+    page_cursor,
+    read_cursor,
+)
+from focus_lab.lab.queue.policy import Policy
+from focus_lab.lab.queue.states import ACTIONS, TERMINAL, Action, QueueState
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Store
+from focus_lab.lab.tables import (
+    ExperimentRow,
+    IdempotencyRow,
+    QueueRow,
+    TrialRow,
+)
+from focus_lab.specs.base import fingerprint
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import Plan
+
+KEY_LIFE = timedelta(hours=24)
+"""How long an Idempotency-Key is remembered."""
+
+
+class NameTakenError(UserError):
+    """The experiment's name belongs to somebody else."""
+
+
+class ActiveError(UserError):
+    """The experiment is not at its end; wait for it or cancel it."""
+
+
+class KeyReusedError(UserError):
+    """The Idempotency-Key was used for another request; take a new one."""
+
+
+class QuotaError(UserError):
+    """A quota does not allow it."""
+
+
+class NotAllowedError(UserError):
+    """The experiment's state does not allow it."""
+
+
+@dataclass(frozen=True)
+class Submitter:
+    """Who submits, and for which project."""
+
+    user: str
+    project: str = "default"
+
+
+class Queue:
+    """Submitted experiments.
+
+    Args:
+        store: where experiments and trials are; the queue is in the same database.
+        policy: limits.
+    """
+
+    def __init__(self, store: Store, policy: Policy | None = None) -> None:
+        self.store, self._database = store, store.database
+        self.policy = policy or Policy()
+
+    # What users do
+
+    def submit(
+        self,
+        spec: ExperimentSpec,
+        plan: Plan,
+        folder: Path,
+        submitter: Submitter,
+        *,
+        priority: int = 0,
+        key: str | None = None,
+    ) -> tuple[Entry, bool]:
+        """Queue an experiment; the same spec again is the same experiment.
+
+        One that has ended is queued again: what succeeded is kept, the rest is tried, new cells are
+        added.
+
+        Args:
+            spec: the experiment.
+            plan: its whole plan.
+            folder: where its files are to be.
+            submitter: who wants it.
+            priority: the higher, the earlier.
+            key: the request's Idempotency-Key.
+
+        Returns:
+            The experiment, and whether this call has queued it.
+
+        Raises:
+            NameTakenError: the name belongs to somebody else.
+            ActiveError: another spec of this name waits or runs.
+            KeyReusedError: the key was used for another request.
+            QuotaError: the submitter has as much as allowed.
+        """
+        mark = fingerprint(spec.model_dump(mode="json"))
+        request = fingerprint([mark, priority, submitter.project])
+        for _ in range(TRIES):
+            try:
+                with self._database.session() as session:
+                    return self._submit(
+                        session, spec, plan, folder, submitter, priority, key, mark, request
+                    )
+            except sa.exc.IntegrityError:
+                # Somebody else submitted the same name or key at the same moment: look again.
+                continue
+            except StoreError as error:
+                if not isinstance(error.__cause__, sa.exc.IntegrityError):
+                    raise
+        raise ActiveError(
+            f"experiment {spec.name}: others change it all the time, got {TRIES} conflicts; "
+            "try again"
+        )
+
+    def _submit(
+        self,
+        session: Session,
+        spec: ExperimentSpec,
+        plan: Plan,
+        folder: Path,
+        submitter: Submitter,
+        priority: int,
+        key: str | None,
+        mark: str,
+        request: str,
+    ) -> tuple[Entry, bool]:
+        now = self._database.now(session)
+        if key is not None:
+            known = session.get(IdempotencyRow, (submitter.user, key))
+            created = utc(known.created_at) if known else None
+            if known is not None and created is not None and created > now - KEY_LIFE:
+                if known.fingerprint != request:
+                    raise KeyReusedError(
+                        f"Idempotency-Key: was used for another request, got {key!r}; "
+                        "take a new one"
+                    )
+                return find(session, known.experiment_id), False
+            if known is not None:
+                session.delete(known)
+                session.flush()
+        found = session.execute(
+            sa.select(ExperimentRow, QueueRow)
+            .outerjoin(QueueRow, QueueRow.experiment_id == ExperimentRow.id)
+            .where(ExperimentRow.name == spec.name)
+        ).one_or_none()
+        experiment, row = found if found else (None, None)
+        if row is not None:
+            entry = entry_of(row)
+            if entry.user != submitter.user:
+                raise NameTakenError(
+                    f"name: is taken by an experiment of {entry.user}, got {spec.name!r}; "
+                    "choose another name"
+                )
+            same = entry.fingerprint == mark
+            if same and (not entry.state.is_terminal or entry.state is QueueState.SUCCEEDED):
+                self._remember(session, key, submitter, request, entry.id, now)
+                return entry, False
+            if not entry.state.is_terminal:
+                raise ActiveError(
+                    f"experiment {spec.name}: is {entry.state.lower()} with another spec; "
+                    "wait for its end, cancel it, or choose another name"
+                )
+        elif experiment is not None:
+            expires = utc(experiment.lease_expires_at)
+            if experiment.lease_owner is not None and expires is not None and expires > now:
+                raise ActiveError(
+                    f"experiment {spec.name}: is carried out from a command line, got "
+                    f"{experiment.lease_owner}; wait for its end or choose another name"
+                )
+        self._check_queued(session, submitter)
+        recorded = self.store.record_in(session, spec, plan, folder)
+        gang, worker = _needs(spec)
+        values: dict[str, Any] = {
+            "fingerprint": mark,
+            "priority": priority,
+            "state": QueueState.QUEUED,
+            "losses": 0,
+            "trials": len(plan.trials),
+            "gang_cpus": gang.cpus,
+            "gang_gpus": gang.gpus,
+            "worker_cpus": worker.cpus,
+            "worker_gpus": worker.gpus,
+            "queued_at": now,
+            "ended_at": None,
+            "message": None,
+        }
+        if row is None:
+            session.add(
+                QueueRow(
+                    experiment_id=recorded.id, name=spec.name, user=submitter.user,
+                    project=submitter.project, version=0, attempt=0, submitted_at=now,
+                    started_at=None, **values,
+                )
+            )  # fmt: skip
+            session.flush()
+            entry = find(session, recorded.id)
+        else:
+            session.expire_all()
+            entry = change_entry(session, entry_of(row), **values, submitted_at=now)
+        self._remember(session, key, submitter, request, entry.id, now)
+        tell(session, self._database, entry, "submitted", submitter.user, {"priority": priority})
+        return entry, True
+
+    def act(self, entry_id: str, action: Action, actor: str) -> Entry:
+        """Cancel, pause, resume or retry.
+
+        Raises:
+            NoEntryError: there is no such experiment.
+            NotAllowedError: its state does not allow it.
+        """
+
+        def change(session: Session, entry: Entry) -> Entry:
+            target = ACTIONS[action].get(entry.state)
+            if target is None:
+                raise NotAllowedError(
+                    f"experiment {entry.name}: cannot {action} it, got {entry.state.lower()}; "
+                    f"allowed while {', '.join(s.lower() for s in ACTIONS[action])}"
+                )
+            if target is entry.state:
+                return entry
+            now = self._database.now(session)
+            values: dict[str, Any] = {"state": target}
+            if target is QueueState.QUEUED:
+                self._check_queued(session, Submitter(entry.user, entry.project))
+                values |= {"queued_at": now, "ended_at": None, "message": None, "losses": 0}
+                self._retry_trials(session, entry)
+            elif target.is_terminal:
+                values |= {"ended_at": now}
+            changed = change_entry(session, entry, **values)
+            tell(session, self._database, changed, action, actor)
+            return changed
+
+        return self._retried(entry_id, change)
+
+    def set_priority(self, entry_id: str, priority: int, actor: str) -> Entry:
+        """Move it forward or back in the queue.
+
+        Raises:
+            NoEntryError: there is no such experiment.
+        """
+
+        def change(session: Session, entry: Entry) -> Entry:
+            if entry.priority == priority:
+                return entry
+            changed = change_entry(session, entry, priority=priority)
+            tell(session, self._database, changed, "priority", actor, {"priority": priority})
+            return changed
+
+        return self._retried(entry_id, change)
+
+    # What everybody may ask
+
+    def entry(self, entry_id: str) -> Entry:
+        """A submitted experiment by id or name.
+
+        Raises:
+            NoEntryError: there is none.
+        """
+        with self._database.reading() as session:
+            return find(session, entry_id)
+
+    def page(self, filters: Filters, limit: int = 50, cursor: str | None = None) -> Page:
+        """Experiments, newest first.
+
+        Raises:
+            UserError: the cursor names no page.
+        """
+        query = sa.select(QueueRow).where(*filters.conditions())
+        if cursor is not None:
+            at, entry_id = read_cursor(cursor)
+            query = query.where(
+                sa.or_(
+                    QueueRow.submitted_at < at,
+                    sa.and_(QueueRow.submitted_at == at, QueueRow.experiment_id < entry_id),
+                )
+            )
+        query = query.order_by(QueueRow.submitted_at.desc(), QueueRow.experiment_id.desc())
+        with self._database.reading() as session:
+            found = [entry_of(row) for row in session.scalars(query.limit(limit + 1))]
+        more = len(found) > limit
+        return Page(tuple(found[:limit]), page_cursor(found[limit - 1]) if more else None)
+
+    def waiting(self) -> list[Entry]:
+        """All that wait for their turn."""
+        # Columns and not objects: there may be ten thousand.
+        query = sa.select(*QueueRow.__table__.columns).where(QueueRow.state == QueueState.QUEUED)
+        with self._database.reading() as session:
+            return [entry_of(row) for row in session.execute(query)]
+
+    def counts(self) -> dict[str, int]:
+        """State -> number of experiments."""
+        query = sa.select(QueueRow.state, sa.func.count()).group_by(QueueRow.state)
+        with self._database.reading() as session:
+            return dict(session.execute(query).tuples().all())
+
+    # Parts
+
+    def _retried(self, entry_id: str, change: Callable[[Session, Entry], Entry]) -> Entry:
+        for _ in range(TRIES):
+            try:
+                with self._database.session() as session:
+                    return change(session, find(session, entry_id))
+            except StaleEntryError:
+                continue
+        raise ActiveError(f"experiment {entry_id}: others change it all the time; try again")
+
+    def _check_queued(self, session: Session, submitter: Submitter) -> None:
+        quotas = self.policy.quotas
+        for what, name, limit in (
+            ("user", submitter.user, quotas.of_user(submitter.user).queued),
+            ("project", submitter.project, quotas.of_project(submitter.project).queued),
+        ):
+            if limit is None:
+                continue
+            if self._database.is_postgresql:
+                # One at a time: two that count together would both find room for one.
+                lock = sa.func.hashtextextended(f"focus-lab {what} {name}", 0)
+                session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+            column = QueueRow.user if what == "user" else QueueRow.project
+            count = session.scalar(
+                sa.select(sa.func.count())
+                .select_from(QueueRow)
+                .where(column == name, QueueRow.state.not_in([s.value for s in _AT_REST]))
+            )
+            if (count or 0) >= limit:
+                raise QuotaError(
+                    f"quota: {what} {name} has {count} experiments that wait or run; "
+                    f"{limit} are allowed"
+                )
+
+    def _retry_trials(self, session: Session, entry: Entry) -> None:
+        session.execute(
+            sa.update(TrialRow)
+            .where(
+                TrialRow.experiment_id == entry.id,
+                TrialRow.state.in_([TrialState.FAILED.value, TrialState.CANCELLED.value]),
+            )
+            .values(
+                state=TrialState.PENDING.value, version=TrialRow.version + 1, failure=None,
+                message=None, ended_at=None,
+            )
+        )  # fmt: skip
+
+    def _remember(
+        self,
+        session: Session,
+        key: str | None,
+        submitter: Submitter,
+        request: str,
+        experiment_id: str,
+        now: datetime,
+    ) -> None:
+        if key is not None:
+            session.add(
+                IdempotencyRow(
+                    user=submitter.user, key=key, fingerprint=request,
+                    experiment_id=experiment_id, created_at=now,
+                )
+            )  # fmt: skip
+            session.flush()
+
+
+_AT_REST = TERMINAL | {QueueState.PAUSED}
+
+
+def _needs(spec: ExperimentSpec) -> tuple[Resources, Resources]:
+    """What a trial needs at once, and one worker of it."""
+    compute = spec.compute
+    gpus = compute.gpus_per_worker or (1.0 if compute.device == "cuda" else 0.0)
+    worker = Resources(compute.cpus_per_worker, gpus)
+    return worker.times(compute.workers), worker
