@@ -242,6 +242,18 @@ class Store:
                 sa.select(ExperimentRow.lease_owner).where(ExperimentRow.id == experiment_id)
             )
 
+    def has_lease(self, experiment_id: str) -> bool:
+        """Whether somebody carries the experiment out, as far as its lease says."""
+        with self.database.reading() as session:
+            expires = utc(
+                session.scalar(
+                    sa.select(ExperimentRow.lease_expires_at).where(
+                        ExperimentRow.id == experiment_id, ExperimentRow.lease_owner.is_not(None)
+                    )
+                )
+            )
+            return expires is not None and expires > self.database.now(session)
+
     def drop_lease(self, experiment_id: str, owner: str) -> None:
         """Give the lease back, if `owner` still holds it."""
         with self.database.session() as session:

@@ -47,12 +47,19 @@ class TuneExecutor:
         compute: resources of a worker, and how often a lost one is replaced.
         address: of a running cluster, `auto` for the one of this machine; None starts one here.
         ship: whether this package is sent to the cluster's machines, instead of theirs.
+        side_by_side: how many trials may run at once; None as many as there is room for.
     """
 
     def __init__(
-        self, compute: ComputeSpec, address: str | None = None, *, ship: bool = False
+        self,
+        compute: ComputeSpec,
+        address: str | None = None,
+        *,
+        ship: bool = False,
+        side_by_side: int | None = None,
     ) -> None:
         self._compute, self._address, self._ship = compute, address, ship
+        self._side_by_side = side_by_side
         self._started = False
 
     def start(self) -> None:
@@ -126,7 +133,7 @@ class TuneExecutor:
                 f"{self._compute.workers} workers; there is room for {workers}"
             )
         # A cluster may grow; whether it does within compute.placement_timeout_s is seen then.
-        return max(1, trials)
+        return max(1, min(trials, self._side_by_side or trials))
 
     def _needs(self) -> dict[str, float]:
         """Resources of a worker.
@@ -196,7 +203,9 @@ class TuneExecutor:
                     param_space={"trial_id": tune.grid_search(list(by_id))},
                     tune_config=tune.TuneConfig(
                         reuse_actors=True,
-                        max_concurrent_trials=self.concurrent_trials if several else None,
+                        max_concurrent_trials=(
+                            self.concurrent_trials if several else self._side_by_side
+                        ),
                     ),
                     run_config=tune.RunConfig(
                         name="trials",

@@ -127,7 +127,7 @@ class Queue:
                     return self._submit(
                         session, spec, plan, folder, submitter, priority, key, mark, request
                     )
-            except sa.exc.IntegrityError:
+            except (sa.exc.IntegrityError, StaleEntryError):
                 # Somebody else submitted the same name or key at the same moment: look again.
                 continue
             except StoreError as error:

@@ -1,0 +1,143 @@
+"""The dispatcher: starts the driver of whoever's turn it is, and sees how each one ends.
+
+It keeps nothing in mind. Every round reads the store and the cluster anew, so that any number of
+dispatchers may die at any moment; of several, one leads. That a cluster does not answer is no sign
+that its jobs have failed: then nothing is decided.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from focus_lab.errors import StoreError
+from focus_lab.lab.queue.admission import Capacity, Decision, Resources, decide
+from focus_lab.lab.queue.attempts import Attempt, Attempts
+from focus_lab.lab.queue.entry import Entry
+from focus_lab.lab.queue.jobs import Jobs, JobStatus, JobsUnreachableError
+from focus_lab.lab.queue.leadership import FencedError, Leadership, is_draining
+from focus_lab.lab.queue.policy import Policy
+from focus_lab.lab.queue.queue import Queue
+from focus_lab.lab.queue.states import QueueState
+
+PAUSE_S = 1.0
+"""Between two rounds."""
+
+
+class Dispatcher:
+    """One of those who may lead.
+
+    Args:
+        queue: submitted experiments.
+        jobs: where drivers run.
+        leadership: which dispatcher leads.
+        name: of this process, in the audit trail.
+        note: told what is worth a line of the log.
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        jobs: Jobs,
+        leadership: Leadership,
+        name: str,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self._queue, self._jobs, self._leadership = queue, jobs, leadership
+        self._attempts = Attempts(queue.store.database, queue.policy)
+        self._name, self._note = name[:64], note
+        self._told: dict[str, Any] = {}
+
+    def run(self, stop: threading.Event, pause_s: float = PAUSE_S) -> None:
+        """Go round until told to stop; what runs then goes on without a dispatcher."""
+        while not stop.is_set():
+            try:
+                self.round()
+            except (StoreError, JobsUnreachableError) as error:
+                # The next round may find them again; nothing was decided.
+                self._note(str(error))
+            stop.wait(pause_s)
+        try:
+            self._leadership.give_up()
+        except StoreError as error:
+            self._note(str(error))
+
+    def round(self) -> None:
+        """Look at everything once, and do what is to be done."""
+        fence = self._leadership.hold(self._told | {"at": time.time()})
+        if fence is None:
+            return
+        try:
+            capacity = capacity_of(self._jobs, self._queue.policy)
+            for attempt in self._attempts.open():
+                self._look_after(attempt, fence)
+            self._told = {
+                "cluster": True,
+                "cpus": capacity.total.cpus,
+                "gpus": capacity.total.gpus,
+                "nodes": len(capacity.nodes),
+            }
+            if not is_draining(self._queue.store.database):
+                self._admit(capacity, fence)
+        except JobsUnreachableError as error:
+            self._told = {"cluster": False, "message": str(error)}
+            raise
+        except FencedError as error:
+            self._note(str(error))
+
+    def _admit(self, capacity: Capacity, fence: int) -> None:
+        waiting = {entry.id: entry for entry in self._queue.waiting()}
+        decision = decide_now(self._queue, self._attempts, capacity, list(waiting.values()))
+        for grant in decision.grants:
+            entry = self._attempts.admit(waiting[grant.id], grant, fence, self._name)
+            if entry is not None:
+                self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
+
+    def _look_after(self, attempt: Attempt, fence: int) -> None:
+        """See to one attempt that holds capacity."""
+        entry = attempt.entry
+        status = self._jobs.status(entry.job_id)
+        stopping = entry.state in (QueueState.CANCELLING, QueueState.PAUSING)
+        if status is JobStatus.ENDED:
+            self._attempts.settle(entry, fence, self._name)
+        elif status is JobStatus.RUNNING:
+            # Asked again every round: who asked before may have died before it was heard.
+            if stopping:
+                self._jobs.stop(entry.job_id)
+        elif attempt.began:
+            # The cluster does not know the job of a driver that has begun: it was started anew. The
+            # driver, if it lives, renews its lease.
+            if not self._queue.store.has_lease(entry.id):
+                self._attempts.settle(entry, fence, self._name)
+        elif stopping:
+            # Not begun: whenever it begins, it will find that nobody wants it.
+            self._attempts.settle(entry, fence, self._name)
+        elif status is JobStatus.UNKNOWN:
+            self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
+
+
+def capacity_of(jobs: Jobs, policy: Policy) -> Capacity:
+    """What may be used: the cluster's, unless the policy says otherwise."""
+    found = jobs.capacity()
+    if policy.capacity is None:
+        return found
+    return Capacity(found.nodes, Resources(policy.capacity.cpus, policy.capacity.gpus))
+
+
+def decide_now(
+    queue: Queue, attempts: Attempts, capacity: Capacity | None, waiting: list[Entry]
+) -> Decision:
+    """The decision for the queue as it stands."""
+    database = queue.store.database
+    with database.reading() as session:
+        now = database.now(session)
+    return decide(
+        [entry.waiting for entry in waiting],
+        [one.holding for one in attempts.open()],
+        capacity,
+        attempts.usage(),
+        queue.policy,
+        now,
+    )
