@@ -17,16 +17,32 @@ import yaml
 from focus_lab.errors import SpecError
 
 EXTENDS = "extends"
+_DEEPEST, _MOST_EVENTS = 40, 50_000
+"""Of a text from a stranger; real specs are 6 levels deep and have some hundred events."""
+
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's decimals: PyYAML, which reads 1.1, takes 1e-4 for a text."""
+    """YAML 1.2's numbers: PyYAML, which reads 1.1, takes 1e-4 for a text and 1:30 for 90."""
 
 
+_INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    _INT,
+    re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0o?[0-7_]+|0|[1-9][0-9_]*)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*\.[0-9_]*)([eE][-+]?[0-9]+)?$"
+        r"|[-+]?[0-9]+[eE][-+]?[0-9]+$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+    ),
     list("-+.0123456789"),
 )
 
@@ -114,8 +130,8 @@ def read(path: Path, _seen: tuple[Path, ...] = ()) -> Document:
 
 def parse(text: str, name: str) -> Document:
     """One YAML (or JSON) text as a document; `name` stands before the line numbers."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return Document({})
@@ -127,16 +143,51 @@ def parse(text: str, name: str) -> Document:
         origins: dict[tuple[str, ...], str] = {}
         content = _construct(loader, node, name, (), origins)
     except (yaml.reader.ReaderError, ValueError, RecursionError) as error:
-        reason = "an alias inside itself" if isinstance(error, RecursionError) else str(error)
+        reason = (
+            "an alias inside itself"
+            if isinstance(error, RecursionError)
+            else " ".join(str(error).split())
+        )
         raise SpecError(f"{name}: is not usable YAML, got {reason}; mend it") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise SpecError(
             f"{name}:{line}: is not valid YAML, got {error.problem}; mend the line"
         ) from None
-    finally:
-        loader.dispose()
     return Document(content, origins)
+
+
+def parse_untrusted(text: str, name: str) -> Document:
+    """One YAML (or JSON) text of a stranger as a document: small in depth, and without aliases.
+
+    Raises:
+        SpecError: it is not YAML, or is made to take time or memory.
+    """
+    depth = events = 0
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            events += 1
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.AliasEvent):
+                raise SpecError(f"{name}:{line}: aliases are not taken here; write the value out")
+            if depth > _DEEPEST or events > _MOST_EVENTS:
+                raise SpecError(
+                    f"{name}:{line}: is too deep or too long for a spec, got {depth} levels; "
+                    f"{_DEEPEST} are allowed"
+                )
+    except (yaml.YAMLError, ValueError, RecursionError):
+        # Said with its line below.
+        if depth > _DEEPEST:
+            raise SpecError(f"{name}: is too deep for a spec; nest it less") from None
+    document = parse(text, name)
+    if EXTENDS in document.content:
+        raise SpecError(
+            f"{document.locate((EXTENDS,))}: extends: files of the sender are not known here; send "
+            "the composed spec, as `focus-lab sweep --server` does"
+        )
+    return document
 
 
 def _construct(

@@ -139,7 +139,11 @@ def _sentences(
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:
+        # Python writes no number of more than some thousand digits.
+        return "a very long number"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,9 @@ from focus_lab.specs.experiment import ExperimentSpec, RandomSearch, TrialSpec
 from focus_lab.specs.explain import Locate, validate_as
 
 BASELINE = "baseline"
+MOST_TRIALS = 10_000
+"""Of an experiment."""
+
 _TRIAL_PARTS = ("model", "data", "training")
 
 
@@ -87,6 +91,19 @@ class Plan:
         return Plan(cells, tuple(trial for trial in self.trials if trial.cell in names))
 
 
+def num_trials(spec: ExperimentSpec) -> int:
+    """How many trials the design asks for, equal ones counted twice; without expanding it."""
+    sweep = spec.sweep
+    points = len(sweep.cells) + (1 if sweep.cells or not sweep.axes else 0)
+    if sweep.axes:
+        points += (
+            sweep.search.samples
+            if isinstance(sweep.search, RandomSearch)
+            else math.prod(len(values) for values in sweep.axes.values())
+        )
+    return points * len(sweep.seeds)
+
+
 def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
     """Expand the design of `spec` in the order in which it is written, seeds innermost last.
 
@@ -100,6 +117,11 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
     Raises:
         SpecError: an override does not validate, two cells are equal, or a name is unknown.
     """
+    if (wanted := num_trials(spec)) > MOST_TRIALS:
+        raise SpecError(
+            f"sweep: has too many trials, got {wanted}; at most {MOST_TRIALS} are allowed: take "
+            "fewer values, or search: {kind: random, samples: …}"
+        )
     base = spec.base.model_dump(mode="json", exclude={"seed"})
     base_print = spec.base.fingerprint
     problems: list[str] = []
@@ -160,14 +182,27 @@ def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[s
         yield name, overrides, ("sweep", "cells", name)
     if sweep.axes:
         labels = _axis_labels(list(sweep.axes))
-        combinations = list(itertools.product(*sweep.axes.values()))
+        combinations: Iterable[tuple[Any, ...]] = itertools.product(*sweep.axes.values())
         if isinstance(sweep.search, RandomSearch):
             drawn = random.Random(sweep.search.seed)
-            combinations = drawn.sample(combinations, sweep.search.samples)
+            size = math.prod(len(values) for values in sweep.axes.values())
+            combinations = [
+                _combination(sweep.axes, number)
+                for number in drawn.sample(range(size), sweep.search.samples)
+            ]
         for values in combinations:
             overrides = dict(zip(sweep.axes, values, strict=True))
             name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())
             yield name, overrides, ("sweep", "axes")
+
+
+def _combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, ...]:
+    """The point of a grid with this number, the last axis turning fastest."""
+    values: list[Any] = []
+    for choices in reversed(list(axes.values())):
+        number, place = divmod(number, len(choices))
+        values.append(choices[place])
+    return tuple(reversed(values))
 
 
 def _axis_labels(paths: list[str]) -> dict[str, str]:
