@@ -93,6 +93,7 @@ class QueueRow(Base):
         ForeignKey("focus_lab_experiments.id"), primary_key=True
     )
     name: Mapped[str] = mapped_column(String(63))
+    description: Mapped[str] = mapped_column(Text)
     user: Mapped[str] = mapped_column(String(64))
     project: Mapped[str] = mapped_column(String(64))
     fingerprint: Mapped[str] = mapped_column(String(64))

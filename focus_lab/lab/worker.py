@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.progress import PROGRESS
+from focus_lab.lab.trial_log import TrialLog, trial_log
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.fit import fit
 from focus_lab.training.folder import SPOOL, storage_url
@@ -25,6 +26,7 @@ class WorkerReporter:
         job: the job.
         on_epoch: called as (epoch, metrics) for every epoch trained here.
         workers: all workers of the trial; the first one's steps are written.
+        log: of this worker.
         should_stop: whether the machine is about to be taken back.
     """
 
@@ -33,18 +35,23 @@ class WorkerReporter:
         job: TrialJob,
         on_epoch: OnEpoch,
         workers: Workers,
+        log: TrialLog,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._path = job.folder / PROGRESS
+        self._path, self._log = job.folder / PROGRESS, log
         self._on_epoch, self._writes = on_epoch, workers.first
         self.should_stop = should_stop
 
     def report(self, epoch: int, metrics: dict[str, float]) -> None:
         """Pass the epoch on."""
+        shown = ("loss/total", "coco/AP", "coco/AP50", "tokens/foreground_recall")
+        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if name in metrics)
+        self._log.line(f"epoch {epoch}  {numbers}")
         self._on_epoch(epoch, metrics)
 
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """Write it for the live table; whole or not at all."""
+        self._log.line(f"epoch {epoch}  step {step}/{steps}  loss {loss:.4g}")
         if not self._writes:
             return
         content = {"epoch": epoch, "step": step, "steps": steps, "loss": loss, "at": time.time()}
@@ -70,9 +77,10 @@ def carry_out(
         should_stop: whether the machine is about to be taken back; asked by all workers together.
     """
     spec = TrialSpec.model_validate(job.spec)
-    reporter = WorkerReporter(job, on_epoch, workers, should_stop)
-    url = storage_url(job.spec, job.folder)
-    if url is None or not workers.first:
-        return fit(spec, reporter, job.folder, workers, parts).history
-    with Storage(url, job.folder / SPOOL, goes_on=workers.goes_on) as storage:
-        return fit(spec, reporter, job.folder, workers, parts, storage).history
+    with trial_log(job.folder, workers.rank, job.name) as log:
+        reporter = WorkerReporter(job, on_epoch, workers, log, should_stop)
+        url = storage_url(job.spec, job.folder)
+        if url is None or not workers.first:
+            return fit(spec, reporter, job.folder, workers, parts).history
+        with Storage(url, job.folder / SPOOL, goes_on=workers.goes_on) as storage:
+            return fit(spec, reporter, job.folder, workers, parts, storage).history

@@ -75,9 +75,8 @@ class Dispatcher:
                 self._look_after(attempt, fence)
             self._told = {
                 "cluster": True,
-                "cpus": capacity.total.cpus,
-                "gpus": capacity.total.gpus,
-                "nodes": len(capacity.nodes),
+                "machines": [(node.cpus, node.gpus) for node in capacity.nodes],
+                "limit": (capacity.limit.cpus, capacity.limit.gpus) if capacity.limit else None,
             }
             if not is_draining(self._queue.store.database):
                 self._admit(capacity, fence)

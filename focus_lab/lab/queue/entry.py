@@ -24,6 +24,7 @@ class Entry:
 
     id: str
     name: str
+    description: str
     user: str
     project: str
     fingerprint: str
@@ -123,6 +124,7 @@ def entry_of(row: QueueRow | sa.Row[Any]) -> Entry:
     return Entry(
         id=row.experiment_id,
         name=row.name,
+        description=row.description,
         user=row.user,
         project=row.project,
         fingerprint=row.fingerprint,

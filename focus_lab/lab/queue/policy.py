@@ -9,6 +9,7 @@ import yaml
 from pydantic import Field
 
 from focus_lab.errors import SpecError
+from focus_lab.lab.queue.registry import Registry
 from focus_lab.specs.base import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -80,6 +81,10 @@ class Policy(Spec):
     """Instead of what the cluster says it has: for clusters that grow on demand."""
     quotas: Quotas = Quotas()
     """Limits by user and project."""
+    most_trials: PositiveInt = 1000
+    """Of one experiment."""
+    registry: Registry = Registry()
+    """Data sets, weights and storages by name."""
     keep_days: Annotated[float, Field(gt=0)] | None = None
     """Checkpoints of experiments that ended longer ago are removed; null keeps them. Numbers,
     reports and the best weights stay."""

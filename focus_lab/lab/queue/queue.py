@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, UserError
-from focus_lab.lab.database import utc
+from focus_lab.lab.database import storable, utc
 from focus_lab.lab.queue.admission import Resources
 from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
 from focus_lab.lab.queue.entry import (
@@ -197,6 +197,7 @@ class Queue:
         recorded = self.store.record_in(session, spec, plan, folder)
         gang, worker = _needs(spec)
         values: dict[str, Any] = {
+            "description": storable(spec.description),
             "fingerprint": mark,
             "priority": priority,
             "state": QueueState.QUEUED,
@@ -317,7 +318,7 @@ class Queue:
         """State -> number of experiments."""
         query = sa.select(QueueRow.state, sa.func.count()).group_by(QueueRow.state)
         with self._database.reading() as session:
-            return dict(session.execute(query).tuples().all())
+            return {row[0]: row[1] for row in session.execute(query)}
 
     # Parts
 

@@ -23,6 +23,7 @@ def upgrade() -> None:
             primary_key=True,
         ),
         sa.Column("name", sa.String(63), nullable=False),
+        sa.Column("description", sa.Text(), nullable=False),
         sa.Column("user", sa.String(64), nullable=False),
         sa.Column("project", sa.String(64), nullable=False),
         sa.Column("fingerprint", sa.String(64), nullable=False),

@@ -1,0 +1,1 @@
+"""The service: FastAPI over the lab. It never imports torch: drivers run elsewhere."""

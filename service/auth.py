@@ -1,0 +1,98 @@
+"""Who a request comes from, and what it may do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import structlog
+from fastapi import Depends, Request, Security
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
+
+from focus_lab.lab.queue.entry import Entry
+from focus_lab.lab.queue.queue import Submitter
+from focus_lab.lab.tokens import Scope
+from service.problems import ProblemError
+from service.state import State, state_of
+
+COOKIE = "focus_lab_token"
+"""Browsers keep the token in it; scripts cannot read it, other sites' requests do not carry it."""
+
+_bearer = HTTPBearer(auto_error=False, description="A token of `focus-lab token create`.")
+_cookie = APIKeyCookie(name=COOKIE, auto_error=False, description="The same, of a browser.")
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who asks."""
+
+    user: str
+    project: str
+    scope: Scope
+
+    @property
+    def submitter(self) -> Submitter:
+        """As the queue sees it."""
+        return Submitter(self.user, self.project)
+
+    def check_owns(self, entry: Entry) -> None:
+        """See that an experiment is theirs to change.
+
+        Raises:
+            ProblemError: it is not.
+        """
+        if entry.user != self.user and self.scope is not Scope.ADMIN:
+            raise ProblemError(
+                403, "not-yours",
+                f"experiment {entry.name}: belongs to {entry.user}, you are {self.user}; "
+                "ask them, or use a token with scope admin",
+            )  # fmt: skip
+
+
+EVERYBODY = Principal("local", "default", Scope.ADMIN)
+"""Where requests need no token."""
+
+
+def identify(
+    request: Request,
+    state: Annotated[State, Depends(state_of)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
+    cookie: Annotated[str | None, Security(_cookie)] = None,
+) -> Principal:
+    """Who asks.
+
+    Raises:
+        ProblemError: it shows no valid token.
+    """
+    if not state.settings.auth:
+        return EVERYBODY
+    text = bearer.credentials if bearer else cookie
+    token = state.tokens.verify(text) if text else None
+    if token is None:
+        raise ProblemError(
+            401, "no-token" if not text else "bad-token",
+            "Authorization: a valid token is needed, got "
+            f"{'none' if not text else 'one that is unknown, expired or revoked'}; send "
+            "`Authorization: Bearer …`, made by `focus-lab token create`",
+            {"WWW-Authenticate": "Bearer"},
+        )  # fmt: skip
+    structlog.contextvars.bind_contextvars(user=token.user)
+    return Principal(token.user, token.project, token.scope)
+
+
+def _needs(scope: Scope) -> object:
+    def check(principal: Annotated[Principal, Depends(identify)]) -> Principal:
+        if not principal.scope.includes(scope):
+            raise ProblemError(
+                403, "scope",
+                f"this needs a token with scope {scope}, got one with {principal.scope}; ask an "
+                "administrator for another",
+            )  # fmt: skip
+        return principal
+
+    return Depends(check)
+
+
+Reader = Annotated[Principal, _needs(Scope.READ)]
+Writer = Annotated[Principal, _needs(Scope.SUBMIT)]
+Admin = Annotated[Principal, _needs(Scope.ADMIN)]

@@ -1,0 +1,128 @@
+"""The feed: new events, read once from the store and passed to every open stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from focus_lab.errors import StoreError
+from focus_lab.lab.queue.events import Cursor, Event, EventLog
+
+log = structlog.get_logger("focus_lab.service")
+
+_PAUSE_S = 0.25
+_BATCH = 500
+_BEHIND = 2000
+"""Events that a slow listener may be behind before it is let go; it comes back where it was."""
+
+
+@dataclass(eq=False)
+class _Listener:
+    experiment_id: str | None
+    events: asyncio.Queue[Event | None] = field(default_factory=lambda: asyncio.Queue(_BEHIND))
+    lost: bool = False
+
+    def offer(self, event: Event) -> None:
+        if self.lost or (
+            self.experiment_id is not None and event.experiment_id != self.experiment_id
+        ):
+            return
+        try:
+            self.events.put_nowait(event)
+        except asyncio.QueueFull:
+            self.lost = True
+
+
+class Feed:
+    """Events as they are committed.
+
+    Args:
+        log: where they are read.
+    """
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._listeners: set[_Listener] = set()
+        self._cursor: Cursor | None = None
+        self._closing = asyncio.Event()
+
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._listeners)
+
+    async def run(self) -> None:
+        """Read until closed."""
+        while not self._closing.is_set():
+            try:
+                await self._read()
+            except StoreError as error:
+                # They are there when the store is back.
+                log.warning("feed", error=str(error))
+            try:
+                await asyncio.wait_for(self._closing.wait(), _PAUSE_S)
+            except TimeoutError:
+                continue
+
+    async def _read(self) -> None:
+        while self._listeners and self._cursor is not None:
+            events = await asyncio.to_thread(self._log.after, self._cursor, limit=_BATCH)
+            for event in events:
+                for listener in self._listeners:
+                    listener.offer(event)
+            if events:
+                self._cursor = events[-1].cursor
+            if len(events) < _BATCH:
+                return
+        if not self._listeners:
+            # What happens meanwhile is read from the store by whoever comes.
+            self._cursor = None
+
+    async def close(self) -> None:
+        """End every stream; clients come back by themselves."""
+        self._closing.set()
+        for listener in list(self._listeners):
+            listener.lost = True
+            while listener.events.full():
+                listener.events.get_nowait()
+            listener.events.put_nowait(None)
+
+    async def follow(
+        self, after: Cursor | None, experiment_id: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Events after a place, then new ones for as long as the listener keeps up.
+
+        Args:
+            after: the last event that is known; None for new ones only.
+            experiment_id: of this experiment only.
+        """
+        listener = _Listener(experiment_id)
+        self._listeners.add(listener)
+        try:
+            newest = await asyncio.to_thread(self._log.newest)
+            if self._cursor is None:
+                # From here on new events reach the listener; what is older is read below.
+                self._cursor = newest
+            seen = after or newest
+            # The past first, page by page; what comes meanwhile waits in the listener.
+            while True:
+                page = await asyncio.to_thread(
+                    self._log.after, seen, experiment_id=experiment_id, limit=_BATCH
+                )
+                for event in page:
+                    seen = event.cursor
+                    yield event
+                if len(page) < _BATCH:
+                    break
+            while not (listener.lost and listener.events.empty()):
+                event_or_end = await listener.events.get()
+                if event_or_end is None:
+                    return
+                if event_or_end.cursor > seen:
+                    seen = event_or_end.cursor
+                    yield event_or_end
+        finally:
+            self._listeners.discard(listener)

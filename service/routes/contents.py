@@ -1,0 +1,287 @@
+"""What an experiment has brought forth: trials, curves, logs, report, files."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path as FilePath
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+
+from focus_lab.client import models
+from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.queue.entry import Entry
+from focus_lab.lab.queue.jobs import JobsUnreachableError
+from focus_lab.lab.store import Experiment
+from focus_lab.lab.tracking import MissingRunError
+from focus_lab.lab.trial_log import LOGS
+from service import views
+from service.auth import Reader
+from service.guard import REPORT_CSP
+from service.problems import ProblemError, declared
+from service.routes.experiments import Id
+from service.state import State, state_of
+
+router = APIRouter(tags=["contents"], responses=declared(401, 403, 404, 422, 429, 503))
+
+Lab = Annotated[State, Depends(state_of)]
+
+_REPORTS = {
+    "html": "report.html",
+    "md": "report.md",
+    "json": "report.json",
+    "csv": "report.csv",
+    "tex": "report.tex",
+}
+_SHOWN = ("report", "trials")
+"""Folders of an experiment whose files may be fetched."""
+_ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
+_MOST_FILES = 5000
+_TAIL = 1_000_000
+"""Bytes of a log that are sent at most, its end."""
+
+
+@router.get("/experiments/{experiment}/trials")
+def trials(experiment: Id, state: Lab, _: Reader) -> models.TrialList:
+    """The trials of the plan, running ones with where they are."""
+    stored = _stored(state, state.queue.entry(experiment))
+    return models.TrialList(
+        items=[views.trial(stored, found) for found in state.queue.store.trials(stored.id)]
+    )
+
+
+@router.get("/experiments/{experiment}/curves")
+def curves(
+    experiment: Id,
+    state: Lab,
+    _: Reader,
+    metric: Annotated[
+        list[str] | None, Query(max_length=100, description="Only these, for example coco/AP.")
+    ] = None,
+) -> models.CurveList:
+    """Metrics over epochs, as MLflow has them now."""
+    stored = _stored(state, state.queue.entry(experiment))
+    found = {}
+    for trial in state.queue.store.trials(stored.id):
+        if trial.tracking_run_id is None:
+            continue
+        try:
+            all_curves = state.tracker.curves(trial.tracking_run_id)
+        except MissingRunError:
+            continue
+        found[trial.id] = {
+            name: points for name, points in all_curves.items() if not metric or name in metric
+        }
+    return models.CurveList(items=found)
+
+
+@router.get(
+    "/experiments/{experiment}/report",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The report",
+            "content": {
+                kind: {"schema": {"type": "string"}}
+                for kind in ("text/html", "text/markdown", "text/csv", "text/x-tex")
+            }
+            | {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+)
+def report(
+    experiment: Id,
+    state: Lab,
+    _: Reader,
+    request: Request,
+    form: Annotated[
+        Literal["html", "md", "json", "csv", "tex"] | None,
+        Query(alias="format", description="Otherwise by the Accept header."),
+    ] = None,
+) -> Response:
+    """The report as it was written last: when an attempt ended."""
+    stored = _stored(state, state.queue.entry(experiment))
+    accept = request.headers.get("accept", "")
+    chosen = form or (
+        "json" if "application/json" in accept else "md" if "text/markdown" in accept else "html"
+    )
+    file = stored.folder / "report" / _REPORTS[chosen]
+    if not file.is_file():
+        raise ProblemError(
+            404, "no-report",
+            f"experiment {stored.name}: has no report ({chosen}) yet; it is written when its "
+            "trials have ended",
+        )  # fmt: skip
+    kinds = {"html": "text/html", "md": "text/markdown", "csv": "text/csv", "tex": "text/x-tex"}
+    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"}
+    return FileResponse(file, media_type=kinds.get(chosen, "application/json"), headers=headers)
+
+
+@router.get("/experiments/{experiment}/artifacts")
+def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
+    """The files that may be fetched."""
+    stored = _stored(state, state.queue.entry(experiment))
+    items = [
+        models.Artifact(path=path, size=file.stat().st_size, media_type=_media_type(file))
+        for path, file in _files(stored)
+    ]
+    return models.ArtifactList(items=items)
+
+
+@router.get(
+    "/experiments/{experiment}/artifacts/{path:path}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The file",
+            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+        }
+    },
+)
+def artifact(experiment: Id, path: str, state: Lab, _: Reader) -> Response:
+    """One of the files."""
+    stored = _stored(state, state.queue.entry(experiment))
+    # Looked up among the files that there are: no path is made of what a client sends.
+    for name, file in _files(stored):
+        if name == path:
+            headers = {"Content-Security-Policy": REPORT_CSP}
+            return FileResponse(file, media_type=_media_type(file), headers=headers)
+    raise ProblemError(
+        404, "no-such-file",
+        f"experiment {stored.name}: has no such file, got {path[:80]!r}; see its artifacts",
+    )  # fmt: skip
+
+
+@router.get("/experiments/{experiment}/logs")
+def logs(experiment: Id, state: Lab, _: Reader) -> models.LogList:
+    """Which logs there are."""
+    stored = _stored(state, state.queue.entry(experiment))
+    items = [models.LogFile(trial=None, rank=None, size=0)]
+    for trial, rank, file in _logs(state, stored):
+        items.append(models.LogFile(trial=trial, rank=rank, size=file.stat().st_size))
+    return models.LogList(items=items)
+
+
+@router.get(
+    "/experiments/{experiment}/log",
+    response_class=PlainTextResponse,
+    responses={200: {"description": "The log", "content": {"text/plain": {}}}},
+)
+async def log(
+    experiment: Id,
+    state: Lab,
+    _: Reader,
+    trial: Annotated[
+        str | None, Query(max_length=200, description="Name of a trial; none: the driver's log.")
+    ] = None,
+    rank: Annotated[int, Query(ge=0, le=100_000, description="Worker of the trial.")] = 0,
+    follow: Annotated[bool, Query(description="Send what comes until the end.")] = False,
+) -> Response:
+    """The end of a log, up to a million bytes; with follow what comes later, too."""
+    entry = await asyncio.to_thread(state.queue.entry, experiment)
+    stored = await asyncio.to_thread(_stored, state, entry)
+    if trial is None:
+        if follow:
+            return StreamingResponse(_follow_driver(state, entry), media_type="text/plain")
+        text = await asyncio.to_thread(_driver_log, state, entry)
+        return PlainTextResponse(text[-_TAIL:])
+    known = await asyncio.to_thread(lambda: list(_logs(state, stored)))
+    file = next((f for name, number, f in known if (name, number) == (trial, rank)), None)
+    if file is None:
+        raise ProblemError(
+            404, "no-such-log",
+            f"experiment {stored.name}: trial {trial[:80]!r} has no log of rank {rank}; see "
+            "/logs for those that there are",
+        )  # fmt: skip
+    if follow:
+        return StreamingResponse(_follow_file(state, entry, file), media_type="text/plain")
+    return PlainTextResponse(await asyncio.to_thread(_tail, file))
+
+
+def _stored(state: State, entry: Entry) -> Experiment:
+    return state.queue.store.experiment(entry.id)
+
+
+def _files(stored: Experiment) -> Iterator[tuple[str, FilePath]]:
+    count = 0
+    root = stored.folder.resolve()
+    for part in _SHOWN:
+        for file in sorted((root / part).rglob("*")):
+            if file.suffix not in _ENDINGS or not file.is_file() or file.is_symlink():
+                continue
+            count += 1
+            if count > _MOST_FILES:
+                return
+            yield file.relative_to(root).as_posix(), file
+
+
+def _media_type(file: FilePath) -> str:
+    if file.suffix in (".log", ".tex"):
+        return "text/plain"
+    return mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+
+
+def _logs(state: State, stored: Experiment) -> Iterator[tuple[str, int, FilePath]]:
+    for trial in state.queue.store.trials(stored.id):
+        for file in sorted((trial_folder(stored, trial) / LOGS).glob("rank-*.log")):
+            number = file.stem.removeprefix("rank-")
+            if number.isdigit():
+                yield trial.name, int(number), file
+
+
+def _tail(file: FilePath) -> str:
+    with file.open("rb") as opened:
+        opened.seek(max(0, file.stat().st_size - _TAIL))
+        return opened.read().decode("utf-8", "replace")
+
+
+def _driver_log(state: State, entry: Entry) -> str:
+    if entry.attempt == 0:
+        return ""
+    # Of attempts before the newest only the end matters: why they ended.
+    parts = []
+    for number in range(max(1, entry.attempt - 4), entry.attempt + 1):
+        text = state.jobs.logs(f"{entry.id}-{number}")
+        parts.append(f"--- attempt {number}\n{text}")
+    return "\n".join(parts)
+
+
+async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:
+    sent = ""
+    while True:
+        entry = await asyncio.to_thread(state.queue.entry, entry.id)
+        try:
+            text = await asyncio.to_thread(_driver_log, state, entry)
+        except JobsUnreachableError:
+            text = sent
+        if text.startswith(sent):
+            yield text[len(sent) :]
+        else:
+            yield text
+        sent = text
+        if not entry.state.is_admitted:
+            return
+        await asyncio.sleep(1.0)
+
+
+async def _follow_file(state: State, entry: Entry, file: FilePath) -> AsyncIterator[str]:
+    place = max(0, file.stat().st_size - _TAIL)
+    while True:
+        ended = not (await asyncio.to_thread(state.queue.entry, entry.id)).state.is_admitted
+
+        def more(begin: int) -> bytes:
+            with file.open("rb") as opened:
+                opened.seek(begin)
+                return opened.read(_TAIL)
+
+        content = await asyncio.to_thread(more, place)
+        place += len(content)
+        if content:
+            yield content.decode("utf-8", "replace")
+        elif ended:
+            return
+        else:
+            await asyncio.sleep(0.5)

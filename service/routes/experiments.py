@@ -1,0 +1,167 @@
+"""Experiments: submit, look at, change."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+
+from focus_lab.client import models
+from focus_lab.errors import FocusLabError
+from focus_lab.lab.queue.entry import Entry, Filters
+from focus_lab.lab.queue.states import Action, QueueState
+from service import views
+from service.auth import Principal, Reader, Writer
+from service.problems import ProblemError, declared
+from service.state import State, state_of
+from service.submission import BODY, Costs, plan_view, read_body, read_spec
+
+router = APIRouter(tags=["experiments"], responses=declared(401, 403, 429, 503))
+
+Lab = Annotated[State, Depends(state_of)]
+Id = Annotated[
+    str,
+    Path(
+        description="Id or name of an experiment.", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        examples=["keep-ratio"],
+    ),
+]  # fmt: skip
+_costs = Costs()
+
+
+@router.post(
+    "/experiments",
+    status_code=202,
+    response_model=models.Submission | models.Plan,
+    responses=declared(400, 409, 413, 415, 422)
+    | {
+        200: {
+            "description": "The plan, or the experiment that the same spec has made before",
+            "model": models.Submission | models.Plan,
+        },
+        202: {
+            "description": "Queued",
+            "headers": {"Location": {"schema": {"type": "string"}}},
+            "model": models.Submission | models.Plan,
+        },
+    },
+    openapi_extra=BODY,
+)
+async def submit(
+    request: Request,
+    response: Response,
+    state: Lab,
+    principal: Writer,
+    priority: Annotated[int, Query(ge=-100, le=100, description="The higher, the earlier.")] = 0,
+    plan: Annotated[bool, Query(description="Answer what would run; queue nothing.")] = False,
+    cost: Annotated[
+        bool, Query(description="With plan: count parameters and GFLOPs of each cell; seconds.")
+    ] = False,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            pattern=r"^[!-~]{1,128}$",
+            description="The same key and request again is the same submission, for 24 hours.",
+        ),
+    ] = None,
+) -> models.Submission | models.Plan:
+    """Queue an experiment. The same spec again continues it, or finds it where it is."""
+    text = await read_body(request)
+    queue = state.queue
+    spec, planned = await run_in_threadpool(
+        read_spec, text, queue.policy.registry, queue.policy.most_trials
+    )
+    if plan:
+        response.status_code = 200
+        costs = await run_in_threadpool(_costs.of, spec) if cost else None
+        return plan_view(spec, planned, costs)
+
+    def put() -> tuple[models.Experiment, bool]:
+        entry, created = queue.submit(
+            spec, planned, state.home / spec.name, principal.submitter,
+            priority=priority, key=idempotency_key,
+        )  # fmt: skip
+        return views.experiment(state, entry), created
+
+    found, created = await run_in_threadpool(put)
+    response.status_code = 202 if created else 200
+    response.headers["Location"] = str(request.url_for("show", experiment=found.id).path)
+    return models.Submission(experiment=found, created=created)
+
+
+@router.get("/experiments", responses=declared(400, 422))
+def find(
+    state: Lab,
+    _: Reader,
+    state_is: Annotated[
+        list[QueueState] | None, Query(alias="state", description="Any of these.")
+    ] = None,
+    user: Annotated[str | None, Query(max_length=64)] = None,
+    project: Annotated[str | None, Query(max_length=64)] = None,
+    name: Annotated[str | None, Query(max_length=63, description="A part of the name.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=200)] = None,
+) -> models.ExperimentPage:
+    """Experiments, newest first."""
+    filters = Filters(tuple(state_is or ()), user, project, name)
+    page = state.queue.page(filters, limit, cursor)
+    return models.ExperimentPage(
+        items=[views.experiment(state, e) for e in page.entries],
+        next_cursor=page.next_cursor,
+    )
+
+
+@router.post("/experiments/cancel", responses=declared(413, 422))
+def cancel_several(body: models.BulkCancel, state: Lab, principal: Writer) -> models.BulkAnswer:
+    """Cancel several at once; each answer stands for itself."""
+    items = []
+    for experiment in dict.fromkeys(body.ids):
+        try:
+            entry = _act(state, experiment, Action.CANCEL, principal)
+        except (FocusLabError, ProblemError) as error:
+            items.append(models.BulkOutcome(id=experiment, state=None, problem=str(error)))
+        else:
+            items.append(models.BulkOutcome(id=experiment, state=entry.state.value, problem=None))
+    return models.BulkAnswer(items=items)
+
+
+@router.get("/experiments/{experiment}", responses=declared(404, 422))
+def show(experiment: Id, state: Lab, _: Reader, response: Response) -> models.ExperimentDetail:
+    """One experiment; while it is queued with its position, and why it waits."""
+    entry = state.queue.entry(experiment)
+    response.headers["ETag"] = f'"{entry.version}"'
+    return views.detail(state, entry)
+
+
+@router.patch("/experiments/{experiment}", responses=declared(404, 409, 413, 422))
+def set_priority(
+    experiment: Id, body: models.PriorityChange, state: Lab, principal: Writer
+) -> models.Experiment:
+    """Move it forward or back in the queue."""
+    principal.check_owns(state.queue.entry(experiment))
+    entry = state.queue.set_priority(experiment, body.priority, principal.user)
+    return views.experiment(state, entry)
+
+
+def _action(action: Action, text: str) -> None:
+    @router.post(
+        f"/experiments/{{experiment}}/{action}",
+        name=action.value,
+        description=text,
+        status_code=202,
+        responses=declared(404, 409, 413, 422),
+    )
+    def act(experiment: Id, state: Lab, principal: Writer) -> models.Experiment:
+        return views.experiment(state, _act(state, experiment, action, principal))
+
+
+_action(Action.CANCEL, "End it. What runs is stopped; what is done is kept.")
+_action(Action.PAUSE, "Stop it until it is resumed; trials keep what they have.")
+_action(Action.RESUME, "Queue a paused experiment again.")
+_action(Action.RETRY, "Queue a failed or cancelled experiment again; what succeeded is kept.")
+
+
+def _act(state: State, experiment: str, action: Action, principal: Principal) -> Entry:
+    principal.check_owns(state.queue.entry(experiment))
+    return state.queue.act(experiment, action, principal.user)

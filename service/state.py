@@ -1,0 +1,68 @@
+"""What the routes work with: made once, handed in, replaceable in tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry
+
+from focus_lab.lab.queue.attempts import Attempts
+from focus_lab.lab.queue.events import EventLog
+from focus_lab.lab.queue.jobs import Jobs
+from focus_lab.lab.queue.queue import Queue
+from focus_lab.lab.tokens import Tokens
+from focus_lab.lab.tracking import Tracker
+from service.board import Board
+from service.feed import Feed
+from service.settings import Settings
+
+
+@dataclass
+class State:
+    """Everything outside enters here.
+
+    Args:
+        settings: what is allowed.
+        queue: submitted experiments.
+        jobs: where drivers run.
+        make_tracker: makes the tracker when it is first asked: it takes seconds to load.
+    """
+
+    settings: Settings
+    queue: Queue
+    jobs: Jobs
+    make_tracker: Callable[[], Tracker]
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        database = self.queue.store.database
+        self.attempts = Attempts(database, self.queue.policy)
+        self.events = EventLog(database)
+        self.tokens = Tokens(database)
+        self.board = Board(self.queue, self.attempts)
+        self.feed = Feed(self.events)
+        self._tracker: Tracker | None = None
+        self._making = threading.Lock()
+
+    @property
+    def tracker(self) -> Tracker:
+        """The tracker, made at first use."""
+        with self._making:
+            if self._tracker is None:
+                self._tracker = self.make_tracker()
+            return self._tracker
+
+    @property
+    def home(self) -> Path:
+        """Folder of results."""
+        return self.settings.home.resolve()
+
+
+def state_of(request: Request) -> State:
+    """The state of the app that a request came to."""
+    state: State = request.app.state.focus_lab
+    return state

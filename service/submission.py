@@ -1,0 +1,150 @@
+"""From the body of a request to a spec and its plan; strangers' texts are handled with care."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+
+from focus_lab.client import models
+from focus_lab.errors import SpecError
+from focus_lab.lab.queue.registry import Registry
+from focus_lab.specs.base import fingerprint
+from focus_lab.specs.compose import Document, parse_untrusted
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.explain import validate_as
+from focus_lab.specs.plan import Plan, num_trials, plan
+from service.problems import ProblemError
+
+YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
+JSON_TYPE = "application/json"
+BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            JSON_TYPE: {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}},
+            YAML_TYPES[0]: {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}},
+        },
+    }
+}
+"""For OpenAPI."""
+
+_COST_SECONDS = 120
+
+
+async def read_body(request: Request) -> str:
+    """The text of a request that has a spec.
+
+    Raises:
+        ProblemError: its content type is not one of ours, or it is no UTF-8.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != JSON_TYPE and kind not in YAML_TYPES:
+        raise ProblemError(
+            415, "content-type",
+            f"Content-Type: must be {JSON_TYPE} or {YAML_TYPES[0]}, got {kind[:60]!r}",
+        )  # fmt: skip
+    try:
+        return (await request.body()).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ProblemError(400, "spec-invalid", f"request: must be UTF-8, got {error}") from None
+
+
+def read_spec(text: str, registry: Registry, most_trials: int) -> tuple[ExperimentSpec, Plan]:
+    """A spec and its plan.
+
+    Args:
+        text: YAML or JSON.
+        registry: data sets, weights and storages by name.
+        most_trials: of an experiment.
+
+    Raises:
+        SpecError: anything is wrong with it; all mistakes at once.
+    """
+    # JSON is YAML: one reader, with the lines of mistakes.
+    document = parse_untrusted(text, "request")
+    resolved = Document(registry.resolve(document.content), document.origins)
+    spec = validate_as(ExperimentSpec, resolved.content, resolved.locate)
+    if (wanted := num_trials(spec)) > most_trials:
+        raise SpecError(
+            f"sweep: has too many trials, got {wanted}; this service allows {most_trials}: take "
+            "fewer values, or search: {kind: random, samples: …}"
+        )
+    planned = plan(spec, resolved.locate)
+    registry.check(planned)
+    return spec, planned
+
+
+def plan_view(spec: ExperimentSpec, planned: Plan, costs: dict[str, Any] | None) -> models.Plan:
+    """What would run."""
+    cells = []
+    for cell in planned.cells:
+        selection = cell.spec.model.token_selection
+        cells.append(
+            models.PlannedCell(
+                name=cell.name,
+                baseline=cell.is_baseline,
+                overrides=cell.overrides,
+                keep_ratio=selection.keep_ratio,
+                mean_keep_ratio=selection.mean_keep_ratio,
+                trials=sum(trial.cell == cell.name for trial in planned.trials),
+                cost=costs.get(cell.name) if costs else None,
+            )
+        )
+    return models.Plan(name=spec.name, trials=len(planned.trials), cells=cells)
+
+
+class Costs:
+    """Costs of plans, counted by a process of their own: counting needs torch."""
+
+    def __init__(self) -> None:
+        self._one = threading.Lock()
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def of(self, spec: ExperimentSpec) -> dict[str, Any]:
+        """Cell -> parameters and GFLOPs.
+
+        Raises:
+            ProblemError: it cannot be counted, or takes too long.
+        """
+        content = spec.model_dump(mode="json")
+        mark = fingerprint(content)
+        # One at a time: each takes a core for some seconds.
+        with self._one:
+            if mark not in self._known:
+                if len(self._known) > 200:
+                    self._known.clear()
+                self._known[mark] = self._count(content)
+            return self._known[mark]
+
+    def _count(self, content: dict[str, Any]) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="focus-lab-plan-") as folder:
+            file = Path(folder) / "spec.yaml"
+            file.write_text(json.dumps(content))
+            command = [
+                sys.executable, "-c", "from focus_lab.cli import main; main()",
+                "plan", str(file), "--no-time", "--json",
+            ]  # fmt: skip
+            try:
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=_COST_SECONDS
+                )
+            except subprocess.TimeoutExpired:
+                raise ProblemError(
+                    503, "cost-timeout", f"plan: its cost was not counted in {_COST_SECONDS} s; "
+                    "ask for the plan without cost",
+                ) from None  # fmt: skip
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or ["no output"]
+            raise ProblemError(400, "cost", lines[-1].removeprefix("error: ")[:500])
+        return {cell["cell"]: _numbers(cell) for cell in json.loads(done.stdout)["cells"]}
+
+
+def _numbers(cell: dict[str, Any]) -> dict[str, float]:
+    return {key: float(value) for key, value in cell.items() if key.startswith("cost/")}
