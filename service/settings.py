@@ -33,6 +33,8 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("ray_token", "RAY_AUTH_TOKEN")
     )
     """The cluster's token."""
+    ray_token_file: Path | None = None
+    """File with the cluster's token, instead."""
     job_python: str = "python"
     """Interpreter of the cluster's head node."""
     host: str = "127.0.0.1"

@@ -32,9 +32,7 @@ class Lease:
 
     def __init__(self, store: Store, experiment_id: str) -> None:
         self._store, self._experiment_id = store, experiment_id
-        pid = os.getpid()
-        # The last part tells two labs in one process apart.
-        self._owner = f"{_machine()}:{pid}:{_started(pid)}:{secrets.token_hex(4)}"
+        self._owner = new_owner()
         self._stop = threading.Event()
 
     def __enter__(self) -> None:
@@ -64,6 +62,12 @@ class Lease:
         # A store that is away keeps it until it runs out; what ended the sweep is worth hearing.
         with contextlib.suppress(StoreUnreachableError):
             self._store.drop_lease(self._experiment_id, self._owner)
+
+
+def new_owner() -> str:
+    """A name that tells this process, and two labs in it, from all others."""
+    pid = os.getpid()
+    return f"{_machine()}:{pid}:{_started(pid)}:{secrets.token_hex(4)}"
 
 
 def is_dead(owner: str) -> bool:

@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from focus_lab import cli
+from focus_lab.cli import terminal
 from focus_lab.lab.store import Store
 from focus_lab.specs.compose import merge, override
 
@@ -291,7 +292,7 @@ def test_a_store_that_cannot_be_used_is_told(
 def test_a_locked_store_is_told(
     run: Callable[..., Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("focus_lab.lab.store._BUSY_MS", 50)
+    monkeypatch.setattr("focus_lab.lab.database._BUSY_MS", 50)
     other = sqlite3.connect(tmp_path / "lab.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     done = run("list", "--out", tmp_path)
@@ -438,10 +439,10 @@ def test_a_sweep_whose_trials_fail_says_why(
 
 
 def test_what_libraries_print_is_talk_and_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
-    with cli._results_alone_on_stdout():
+    with terminal.results_alone_on_stdout():
         sys.stdout.write("(raylet) a node has died\n")
-        cli.out.print("result")
-    cli.out.print("later")
+        terminal.out.print("result")
+    terminal.out.print("later")
     captured = capsys.readouterr()
     assert captured.out == "result\nlater\n"
     assert captured.err == "(raylet) a node has died\n"

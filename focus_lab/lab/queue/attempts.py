@@ -178,6 +178,8 @@ class Attempts:
             return QueueState.FAILED, {}
         if entry.state is QueueState.PAUSING:
             return QueueState.PAUSED, {"losses": 0}
+        if attempt.outcome == "interrupted":
+            return QueueState.QUEUED, {}
         losses = 1 if _done(session, entry.id) > attempt.done_before else entry.losses + 1
         if losses > self._policy.max_losses:
             return QueueState.FAILED, {
@@ -226,7 +228,7 @@ class Attempts:
         Args:
             experiment_id: the experiment.
             attempt: its attempt.
-            outcome: `succeeded` or `failed`.
+            outcome: `succeeded`, `failed`, or `interrupted`: it was told to end.
             message: why it failed.
         """
         with self._database.session() as session:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from focus_lab.errors import StoreError
+from focus_lab.lab.lease import is_dead
 from focus_lab.lab.queue.admission import Capacity, Decision, Resources, decide
 from focus_lab.lab.queue.attempts import Attempt, Attempts
 from focus_lab.lab.queue.entry import Entry
@@ -108,7 +109,9 @@ class Dispatcher:
         elif attempt.began:
             # The cluster does not know the job of a driver that has begun: it was started anew. The
             # driver, if it lives, renews its lease.
-            if not self._queue.store.has_lease(entry.id):
+            store = self._queue.store
+            owner = store.lease_owner(entry.id)
+            if not store.has_lease(entry.id) or (owner is not None and is_dead(owner)):
                 self._attempts.settle(entry, fence, self._name)
         elif stopping:
             # Not begun: whenever it begins, it will find that nobody wants it.

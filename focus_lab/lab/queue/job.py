@@ -102,6 +102,11 @@ def run(
             attempt, attempts, opened, home, store, tracking, make_executor, console
         )
         patience(lambda: attempts.report(experiment_id, number, outcome, message))
+    except KeyboardInterrupt:
+        # Told by its machine or by the dispatcher. If this cannot be said it counts as lost.
+        with contextlib.suppress(StoreError):
+            attempts.report(experiment_id, number, "interrupted", None)
+        raise
     except SupersededError as error:
         console.print(str(error), soft_wrap=True)
         return SUPERSEDED

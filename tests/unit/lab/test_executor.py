@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from focus_lab.lab import worker
 from focus_lab.lab.executor import InProcessExecutor, TrialJob
 from focus_lab.lab.failure import ERROR_LOG, Failure, explain_failure
 from focus_lab.lab.progress import PROGRESS, TrialProgress
+from focus_lab.lab.trial_log import TrialLog
 from focus_lab.lab.worker import WorkerReporter
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.workers import ALONE, Workers
@@ -129,13 +131,16 @@ def test_the_steps_of_a_worker_are_seen_in_the_table(
 ) -> None:
     made = job(tmp_path, "a", tiny_trial())
     made.folder.mkdir()
-    reporter = WorkerReporter(made, lambda epoch, metrics: None, ALONE)
+    log = TrialLog(tmp_path / "rank-0.log", sys.stderr)
+    reporter = WorkerReporter(made, lambda epoch, metrics: None, ALONE, log)
     reporter.progress(1, 3, 4, 2.5)
     shown = TrialProgress("a", 2, made.folder, state="RUNNING")
     assert shown.done() == 0.75
     assert shown.loss == 2.5
     assert [path.name for path in made.folder.iterdir()] == [PROGRESS]
     # Another worker's steps are not the trial's.
-    other = WorkerReporter(made, lambda epoch, metrics: None, Workers(rank=1, size=2))
+    other = WorkerReporter(made, lambda epoch, metrics: None, Workers(rank=1, size=2), log)
     other.progress(2, 1, 4, 0.5)
+    log.close()
     assert shown.done() == 0.75
+    assert "epoch 1  step 3/4  loss 2.5" in (tmp_path / "rank-0.log").read_text()
