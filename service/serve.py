@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import sys
 import threading
@@ -71,6 +72,9 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
             timeout_graceful_shutdown=10, server_header=False, lifespan="on",
         )  # fmt: skip
         address = f"http://{_shown(settings.host)}:{settings.port}"
+        # uvicorn raises the signal that ended it once more: there is still something to do then.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
         _Server(config, state, lambda: ready(address)).run()
         if embedded:
             let_go(queue, jobs)
@@ -161,8 +165,10 @@ def mlflow_pages(settings: Settings, port: int) -> Iterator[Settings]:
 
 @contextlib.contextmanager
 def open_queue(settings: Settings) -> Iterator[Queue]:
-    """The queue of the settings' store. A file of one's own is brought up to date; a server's
-    database is only checked: others may use it.
+    """The queue of the settings' store.
+
+    A file of one's own is brought up to date; a server's database is only checked: others may use
+    it.
 
     Raises:
         OldStoreError: the tables are not current.

@@ -95,6 +95,8 @@ class TuneExecutor:
             if self._ship:
                 package = Path(focus_lab.__file__).parent
                 settings["runtime_env"] = {"py_modules": [str(package)]}
+        main_thread = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -105,6 +107,9 @@ class TuneExecutor:
                 f"--address: no Ray cluster answers, got {self._address!r}: {reason}; "
                 "start one with `ray start --head`, and check RAY_AUTH_TOKEN"
             ) from None
+        if main_thread:
+            # Ray's own would end this process before a word is written down.
+            signal.signal(signal.SIGTERM, handler)
         self._started = True
 
     @property

@@ -53,12 +53,16 @@ class Dispatcher:
 
     def run(self, stop: threading.Event, pause_s: float = PAUSE_S) -> None:
         """Go round until told to stop; what runs then goes on without a dispatcher."""
+        trouble = ""
         while not stop.is_set():
             try:
                 self.round()
+                trouble = ""
             except (StoreError, JobsUnreachableError) as error:
-                # The next round may find them again; nothing was decided.
-                self._note(str(error))
+                # The next round may find them again; nothing was decided. Said once, not each time.
+                if str(error) != trouble:
+                    trouble = str(error)
+                    self._note(trouble)
             stop.wait(pause_s)
         try:
             self._leadership.give_up()

@@ -197,7 +197,8 @@ def main() -> None:
 def _interrupt(number: int, frame: object) -> None:
     # Once: a second one would cut short what the first has begun.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    # Tune has a handler of its own for it, by which trials end in order.
+    signal.raise_signal(signal.SIGINT)
 
 
 if __name__ == "__main__":
