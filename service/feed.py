@@ -56,6 +56,7 @@ class Feed:
 
     async def run(self) -> None:
         """Read until closed."""
+        self._closing = asyncio.Event()
         while not self._closing.is_set():
             try:
                 await self._read()

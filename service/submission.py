@@ -24,14 +24,14 @@ from service.problems import ProblemError
 
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
 JSON_TYPE = "application/json"
+_EXAMPLE = {
+    "name": "keep-ratio",
+    "data": {"kind": "shapes"},
+    "sweep": {"axes": {"model.token_selection.keep_ratio": [0.1, 0.3]}, "seeds": [0, 1]},
+}
+_CONTENT = {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}, "example": _EXAMPLE}
 BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            JSON_TYPE: {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}},
-            YAML_TYPES[0]: {"schema": {"$ref": "#/components/schemas/ExperimentSpec"}},
-        },
-    }
+    "requestBody": {"required": True, "content": {JSON_TYPE: _CONTENT, YAML_TYPES[0]: _CONTENT}}
 }
 """For OpenAPI."""
 

@@ -108,13 +108,12 @@ class Tokens:
         match = re.fullmatch(r"fl_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", text)
         with self._database.reading() as session:
             row = session.get(TokenRow, match[1]) if match else None
+            wanted, token = (row.digest, _token(row)) if row else (_digest(""), None)
             now = self._database.now(session)
         # Compared in any case, and in constant time: an answer's delay must not tell what exists.
-        wanted = row.digest if row else _digest("")
         fits = hmac.compare_digest(wanted, _digest(match[2] if match else " "))
-        if row is None or not fits:
+        if token is None or not fits:
             return None
-        token = _token(row)
         if token.revoked_at is not None or (token.expires_at and token.expires_at <= now):
             return None
         if token.used_at is None or now - token.used_at > _USED_EVERY:

@@ -47,7 +47,7 @@ def _room(state: Lab, _: Reader) -> State:
     return state
 
 
-def _known(experiment: Id, state: Lab) -> str:
+def _known(experiment: Id, state: Lab, _: Reader) -> str:
     return state.queue.entry(experiment).id
 
 

@@ -1,0 +1,102 @@
+"""Tokens: who may do what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from focus_lab.lab.tables import TokenRow
+from focus_lab.lab.tokens import Scope
+from service.auth import COOKIE
+from service.state import State
+
+Headers = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def given_settings() -> dict[str, Any]:
+    return {"auth": True}
+
+
+def test_without_a_token_nothing_but_health_is_answered(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        for method in operations:
+            answer = client.request(method, path.replace("{experiment}", "x"))
+            if path.startswith("/health/"):
+                assert answer.status_code in (200, 503)
+            else:
+                assert answer.status_code == 401, path
+                assert answer.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "fl_000000000000_" + "a" * 43, "fl_zz", "fl_000000000000_" + "ä" * 43]
+)
+def test_an_unknown_token_is_refused(client: TestClient, text: str) -> None:
+    answer = client.get("/whoami", headers={"Authorization": f"Bearer {text}".encode()})
+    assert answer.status_code == 401
+
+
+def test_a_token_says_who_one_is(client: TestClient, token: Headers) -> None:
+    headers = token("ann", Scope.READ, project="fish")
+    found = client.get("/whoami", headers=headers).json()
+    assert found == {"user": "ann", "project": "fish", "scope": "read"}
+    client.cookies.set(COOKIE, headers["Authorization"].removeprefix("Bearer "))
+    assert client.get("/whoami").json() == found
+
+
+def test_scopes_allow_what_they_say(
+    client: TestClient, token: Headers, spec: Callable[..., dict[str, Any]]
+) -> None:
+    read, submit, admin = (token("ann", scope) for scope in Scope)
+    assert client.post("/experiments", json=spec("one"), headers=read).status_code == 403
+    assert client.post("/experiments", json=spec("one"), headers=submit).status_code == 202
+    assert client.get("/experiments/one", headers=read).json()["user"] == "ann"
+    assert client.post("/system/drain", headers=submit).status_code == 403
+    assert client.post("/system/drain", headers=admin).json()["draining"] is True
+    assert client.post("/system/resume", headers=admin).json()["draining"] is False
+
+
+def test_others_experiments_are_read_and_not_changed(
+    client: TestClient, token: Headers, spec: Callable[..., dict[str, Any]]
+) -> None:
+    ann, bob, root = token("ann"), token("bob"), token("root", Scope.ADMIN)
+    client.post("/experiments", json=spec("one"), headers=ann)
+    assert client.get("/experiments/one", headers=bob).status_code == 200
+    for answer in (
+        client.post("/experiments/one/cancel", headers=bob),
+        client.patch("/experiments/one", json={"priority": 3}, headers=bob),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (403, "not-yours")
+    several = client.post("/experiments/cancel", json={"ids": ["one"]}, headers=bob)
+    assert "belongs to ann" in several.json()["items"][0]["problem"]
+    taken = client.post("/experiments", json=spec("one"), headers=bob)
+    assert (taken.status_code, taken.json()["code"]) == (409, "name-taken")
+    assert client.post("/experiments/one/cancel", headers=root).status_code == 202
+
+
+def test_an_expired_or_revoked_token_ends_at_once(
+    client: TestClient, token: Headers, state: State
+) -> None:
+    late = token("ann", days=-1)
+    assert client.get("/whoami", headers=late).status_code == 401
+    fine = token("bob")
+    assert client.get("/whoami", headers=fine).status_code == 200
+    state.tokens.revoke(next(t.id for t in state.tokens.list() if t.user == "bob"))
+    assert client.get("/whoami", headers=fine).status_code == 401
+
+
+def test_secrets_are_stored_as_hashes_and_uses_are_remembered(
+    client: TestClient, token: Headers, state: State
+) -> None:
+    headers = token("ann")
+    secret = headers["Authorization"].split("_")[-1]
+    client.get("/whoami", headers=headers)
+    with state.queue.store.database.reading() as session:
+        row = session.query(TokenRow).one()
+        assert secret not in str(vars(row))
+        assert row.used_at is not None

@@ -1,0 +1,134 @@
+"""Streams of events: complete, in order, from any place on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from focus_lab.lab.queue.events import Cursor, Event
+from focus_lab.lab.queue.states import Action
+from service.feed import Feed
+from service.state import State
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+Spec = Callable[..., dict[str, Any]]
+
+
+async def take(feed: Feed, count: int, after: Cursor | None, experiment: str | None) -> list[Event]:
+    found = []
+    async for event in feed.follow(after, experiment):
+        found.append(event)
+        if len(found) == count:
+            return found
+    return found
+
+
+def test_a_stream_begins_at_the_beginning_and_goes_on_where_it_broke(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    made = client.post("/experiments", json=spec("one")).json()["experiment"]
+    client.post("/experiments", json=spec("other"))
+    for action in ("pause", "resume", "cancel"):
+        client.post(f"/experiments/one/{action}")
+    events = asyncio.run(take(state.feed, 4, Cursor(), made["id"]))
+    assert [event.kind for event in events] == ["submitted", "pause", "resume", "cancel"]
+    assert [event.data["version"] for event in events] == [0, 1, 2, 3]
+    rest = asyncio.run(take(state.feed, 2, events[1].cursor, made["id"]))
+    assert [event.kind for event in rest] == ["resume", "cancel"]
+    assert asyncio.run(take(state.feed, 5, Cursor(), None))[-1] == rest[-1]
+
+
+def test_many_listeners_get_every_event_in_order_while_many_write(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    ids = [
+        client.post("/experiments", json=spec(f"e{n}")).json()["experiment"]["id"] for n in range(4)
+    ]
+    turns, listeners = 12, 20
+
+    def write(entry: str) -> None:
+        for _ in range(turns):
+            state.queue.act(entry, Action.PAUSE, "tester")
+            state.queue.act(entry, Action.RESUME, "tester")
+
+    async def listen() -> list[list[Event]]:
+        feed = Feed(state.events)
+        running = asyncio.create_task(feed.run())
+        start = state.events.newest()
+        total = len(ids) * turns * 2
+        waiting = [
+            asyncio.create_task(take(feed, total, start, None)) for _ in range(listeners // 2)
+        ]
+        writers = [threading.Thread(target=write, args=(entry,)) for entry in ids]
+        for writer in writers:
+            writer.start()
+        # Some come in the middle of it.
+        waiting += [asyncio.create_task(take(feed, total, start, None)) for _ in range(10)]
+        found = await asyncio.wait_for(asyncio.gather(*waiting), 60)
+        for writer in writers:
+            await asyncio.to_thread(writer.join)
+        await feed.close()
+        await running
+        return found
+
+    found = asyncio.run(listen())
+    assert len(found) == listeners
+    assert all(events == found[0] for events in found)
+    for entry in ids:
+        versions = [e.data["version"] for e in found[0] if e.experiment_id == entry]
+        assert versions == list(range(1, 2 * turns + 1))
+
+
+def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
+    client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feed._BEHIND", 3)
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+
+    async def listen() -> tuple[list[Event], list[Event]]:
+        feed = Feed(state.events)
+        stream = feed.follow(None, entry)
+        first = asyncio.create_task(anext(stream))
+        while not feed.listeners:
+            await asyncio.sleep(0)
+        running = asyncio.create_task(feed.run())
+        for _ in range(5):
+            await asyncio.to_thread(state.queue.act, entry, Action.PAUSE, "tester")
+            await asyncio.to_thread(state.queue.act, entry, Action.RESUME, "tester")
+        seen = [await first]
+        async for event in stream:
+            seen.append(event)
+        await feed.close()
+        await running
+        rest = await take(Feed(state.events), 10 - len(seen), seen[-1].cursor, entry)
+        return seen, rest
+
+    seen, rest = asyncio.run(asyncio.wait_for(listen(), 30))
+    assert len(seen) < 10
+    assert [e.data["version"] for e in seen + rest] == list(range(1, 11))
+
+
+def test_a_stream_is_refused_before_it_begins(client: TestClient, spec: Spec) -> None:
+    client.post("/experiments", json=spec("one"))
+    assert client.get("/experiments/nope/events").status_code == 404
+    for bad in ("x", "1-2-3", "-1-0", "9" * 30):
+        answer = client.get("/experiments/one/events", headers={"Last-Event-ID": bad})
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad-request")
+
+
+def test_streams_are_limited(client: TestClient, spec: Spec, state: State) -> None:
+    client.post("/experiments", json=spec("one"))
+    object.__setattr__(state, "settings", state.settings.model_copy(update={"max_streams": 0}))
+    answer = client.get("/experiments/one/events")
+    assert (answer.status_code, answer.json()["code"]) == (503, "too-many-streams")

@@ -1,0 +1,165 @@
+"""Hostile bodies: every one is answered, quickly, in little memory, and never with a 5xx.
+
+FOCUS_LAB_FUZZ sets how many are tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+from focus_lab.specs.experiment import ExperimentSpec
+
+pytestmark = pytest.mark.slow
+
+_EXAMPLES = int(os.environ.get("FOCUS_LAB_FUZZ", "1000"))
+_MOST_SECONDS = 5.0
+_MOST_BYTES = 300_000_000
+_KINDS = ["application/yaml", "application/json"]
+
+_scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(min_value=10**30, max_value=10**60),
+    st.floats(),
+    st.text(max_size=30),
+    st.sampled_from(
+        ["@x", "/etc/passwd", "../..", "package:os", "kind", "shapes", "coco", "focus", "\0", "💥",
+         "9" * 5000, "1:" * 50 + "1", "~", "<<", "!!python/object:os.system"]
+    ),
+)  # fmt: skip
+
+
+def _paths(schema: dict[str, Any]) -> list[str]:
+    """Dotted paths of a spec, some levels deep."""
+    found = []
+
+    def walk(node: dict[str, Any], path: str, depth: int) -> None:
+        node = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        for name, part in node.get("properties", {}).items():
+            dotted = f"{path}.{name}" if path else name
+            found.append(dotted)
+            for inner in [part, *part.get("oneOf", []), *part.get("anyOf", [])]:
+                if depth < 4 and isinstance(inner, dict):
+                    walk(inner, dotted, depth + 1)
+
+    walk(schema, "", 0)
+    return sorted(set(found))
+
+
+_dotted = st.sampled_from(_paths(ExperimentSpec.model_json_schema()))
+_values = st.recursive(
+    _scalars,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.one_of(_dotted, st.text(max_size=10)), inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+def _put(content: dict[str, Any], path: str, value: Any) -> None:
+    *above, last = path.split(".")
+    for key in above:
+        below = content.get(key)
+        if not isinstance(below, dict):
+            below = content[key] = {}
+        content = below
+    content[last] = value
+
+
+_texts = st.one_of(
+    st.text(max_size=300),
+    st.text(alphabet="[]{}:,&*!|>-?#\"'% \n\tab01.", max_size=400),
+    st.builds(lambda token, count: token * count, st.sampled_from(
+        ["[", "{", "- ", "? ", "a: ", "&a ", "*a ", "!!", "|\n ", "'", '"', "---\n", "[[],", "{a: ",
+         "\ud7ff", "\u2028", "é", "0", "1e", "<<: ", "%YAML 1.1\n"]
+    ), st.integers(1, 20000)),
+)  # fmt: skip
+
+
+@pytest.fixture
+def base(spec: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    return spec("fuzz")
+
+
+def _check(answer: Any, begun: float) -> None:
+    assert answer.status_code < 500, answer.text
+    assert time.perf_counter() - begun < _MOST_SECONDS
+    if answer.status_code >= 400:
+        content = answer.json()
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert content["detail"]
+        assert "Traceback" not in answer.text
+
+
+def test_no_body_breaks_the_service(client: TestClient, base: dict[str, Any]) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    statuses: dict[int, int] = {}
+    budget = settings(
+        max_examples=_EXAMPLES // 2,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+    def send(text: str | bytes, kind: str) -> None:
+        begun = time.perf_counter()
+        answer = client.post("/experiments?plan=true", content=text, headers={"content-type": kind})
+        statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+        _check(answer, begun)
+
+    @budget
+    @given(st.lists(st.tuples(_dotted, _values), max_size=6), st.booleans())
+    def specs(changes: list[tuple[str, Any]], as_yaml: bool) -> None:
+        content = json.loads(json.dumps(base))
+        for path, value in changes:
+            _put(content, path, value)
+        if as_yaml:
+            send(yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "replace"),
+                 "application/yaml")  # fmt: skip
+        else:
+            send(json.dumps(content), "application/json")
+
+    @budget
+    @given(
+        _texts | st.binary(max_size=300), st.sampled_from(["application/yaml", "application/json"])
+    )
+    def texts(text: str | bytes, kind: str) -> None:
+        send(text if isinstance(text, bytes) else text.encode("utf-8", "replace"), kind)
+
+    specs()
+    texts()
+    assert 200 in statuses
+    assert 400 in statuses
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < _MOST_BYTES, f"{grown / 1e6:.0f} MB more; statuses {statuses}"
+
+
+def test_a_bomb_of_a_design_is_refused_at_once(client: TestClient, base: dict[str, Any]) -> None:
+    axes = {
+        path: list(range(1, 400))
+        for path in ("training.epochs", "training.batch_size", "model.num_queries",
+                     "model.num_detections", "data.num_train", "data.num_val")
+    }  # fmt: skip
+    for sweep in (
+        {"axes": axes},
+        {"axes": axes, "search": {"kind": "random", "samples": 10**9}},
+        {"axes": {"training.epochs": list(range(1, 9999))}, "seeds": list(range(999))},
+    ):
+        begun = time.perf_counter()
+        answer = client.post("/experiments", json=base | {"sweep": sweep})
+        assert answer.status_code == 400
+        assert "too many trials" in answer.text or "samples" in answer.text
+        assert time.perf_counter() - begun < 1.0
