@@ -84,6 +84,13 @@ def percent(share: float) -> str:
     return _minus(f"{value:.0f} %" if abs(value) >= 10 or value == 0 else f"{value:.1f} %")
 
 
+def probability(p_value: float | None) -> str:
+    """A p-value with three decimals."""
+    if p_value is None:
+        return MISSING
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
 def ratio(value: float | None, reference: float | None) -> str:
     """A value as a multiple of a reference."""
     if value is None or not reference or reference < 0:

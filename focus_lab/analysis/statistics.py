@@ -1,4 +1,4 @@
-"""What a handful of seeds can show: Student's t intervals, differences paired by seed, Holm's p."""
+"""What a handful of seeds can show: intervals, differences paired by seed, their size, Holm's p."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
+
+from focus_lab.analysis.bootstrap import bootstrap_interval
 
 CONFIDENCE = 0.95
 
@@ -31,6 +33,15 @@ class Difference(Estimate):
     """Standard deviation of the differences; None with one seed."""
     p_value: float | None = None
     """Two-sided paired t test; None with one seed."""
+    bootstrap: tuple[float, float] | None = None
+    """Bootstrap interval; None with too few seeds for one."""
+
+    @property
+    def effect_size(self) -> float | None:
+        """Hedges' g; None with fewer than three seeds or without spread."""
+        if self.deviation is None:
+            return None
+        return hedges_g(self.mean, self.deviation, self.n)
 
     @property
     def shown(self) -> bool | None:
@@ -81,7 +92,31 @@ def paired_difference(
         p_value = float(2 * stdtr(len(seeds) - 1, -statistic))
     else:
         p_value = float(mean == 0)
-    return Difference(len(seeds), mean, mean - half, mean + half, deviation, p_value)
+    return Difference(
+        len(seeds),
+        mean,
+        mean - half,
+        mean + half,
+        deviation,
+        p_value,
+        bootstrap_interval(differences, confidence),
+    )
+
+
+def hedges_g(mean: float, deviation: float, n: int) -> float | None:
+    """Size of a paired difference in standard deviations of the differences, without bias.
+
+    Cohen's d times Gamma(m / 2) / (sqrt(m / 2) Gamma((m - 1) / 2)), m = n - 1 (Hedges,
+    "Distribution Theory for Glass's Estimator of Effect Size", 1981).
+
+    Returns:
+        None where it does not exist: fewer than three values, or none that differ.
+    """
+    if n < 3 or deviation == 0:
+        return None
+    half = (n - 1) / 2
+    correction = math.exp(math.lgamma(half) - math.lgamma(half - 0.5)) / math.sqrt(half)
+    return correction * mean / deviation
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -97,24 +132,6 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def half_width_in_deviations(n: int, confidence: float = CONFIDENCE) -> float:
     """Half-width of a t interval of `n` values, as a multiple of their standard deviation."""
     return float(stdtrit(n - 1, (1 + confidence) / 2)) / math.sqrt(n)
-
-
-def seeds_to_show(difference: float, deviation: float, limit: int = 50) -> int | None:
-    """Seeds with which an interval of a difference of this size and spread excludes 0.
-
-    Returns:
-        At least 2; None when `limit` seeds are not enough.
-    """
-    if difference == 0:
-        return None
-    return next(
-        (
-            n
-            for n in range(2, limit + 1)
-            if half_width_in_deviations(n) * deviation < abs(difference)
-        ),
-        None,
-    )
 
 
 def _half_width(values: Sequence[float], confidence: float) -> float | None:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import statistics as plain
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from focus_lab.analysis import pareto
+from focus_lab.analysis.chances import Chances, chances
+from focus_lab.analysis.knee import knee
+from focus_lab.analysis.power import ALPHA
 from focus_lab.analysis.quantities import is_no_box
 from focus_lab.analysis.records import CellRecord, ExperimentRecord, TrialRecord
-from focus_lab.analysis.statistics import Difference, Estimate, estimate, paired_difference
+from focus_lab.analysis.statistics import Difference, Estimate, estimate, holm, paired_difference
 
 _DEFAULT_OBJECTIVES = {"coco/AP": "max", "cost/gflops": "min"}
 THROUGHPUT = "train/images_per_second"
@@ -29,6 +34,9 @@ class CellSummary:
     """Metrics for which pycocotools found no box, in every seed."""
     differences: dict[str, Difference] | None = None
     """Metric -> difference to the baseline; None for the baseline itself, or without one."""
+    adjusted: dict[str, float] = field(default_factory=dict)
+    """Metric -> p-value of the difference after Holm's correction over all cells; without those
+    that have one seed in common with the baseline."""
     on_front: bool = False
     """On the Pareto front of the means."""
     seeds_on_front: tuple[int, int] = (0, 0)
@@ -58,6 +66,13 @@ class CellSummary:
         """Difference to the baseline, when there is one."""
         return (self.differences or {}).get(metric)
 
+    def decided(self, metric: str) -> bool:
+        """Whether the difference to the baseline holds after Holm's correction.
+
+        Never with one seed.
+        """
+        return self.adjusted.get(metric, 1.0) < ALPHA
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -68,6 +83,10 @@ class Comparison:
     baseline: CellSummary | None
     """The cell that others are compared with, when at least one of its trials succeeded."""
     objectives: dict[str, str] = field(default_factory=lambda: dict(_DEFAULT_OBJECTIVES))
+    chances: Chances | None = None
+    """How sure front and knee are; None when no two seeds are common to the cells."""
+    knee: str | None = None
+    """Cell at the knee of the means' front; None without one, or with other than two objectives."""
 
     @cached_property
     def measured(self) -> tuple[CellSummary, ...]:
@@ -91,36 +110,57 @@ class Comparison:
 def compare(record: ExperimentRecord) -> Comparison:
     """Summaries of all cells of an experiment, in the order of the design."""
     objectives = dict(record.objectives) or dict(_DEFAULT_OBJECTIVES)
-    plain_cells = [_summarise(cell, record.trials_of(cell.name)) for cell in record.cells]
-    baseline = next((cell for cell in plain_cells if cell.record.is_baseline and cell.n), None)
-    on_front = _front(plain_cells, objectives)
-    by_seed = _fronts_by_seed(plain_cells, objectives)
-    cells = []
-    for cell in plain_cells:
-        differences = None
-        if baseline is not None and cell is not baseline:
-            found = {
-                metric: paired_difference(values, baseline.values.get(metric, {}))
-                for metric, values in cell.values.items()
-            }
-            differences = {metric: value for metric, value in found.items() if value}
-        cells.append(
-            CellSummary(
-                cell.record,
-                cell.seeds,
-                cell.values,
-                cell.no_box,
-                differences,
-                cell.name in on_front,
-                (sum(cell.name in names for names in by_seed), len(by_seed)),
-            )
+    cells = [_summarise(cell, record.trials_of(cell.name)) for cell in record.cells]
+    points = _points(cells, objectives)
+    on_front = pareto.front(points, list(objectives.values()))
+    by_seed = _fronts_by_seed(cells, objectives)
+    cells = [
+        replace(
+            cell,
+            on_front=cell.name in on_front,
+            seeds_on_front=(sum(cell.name in names for names in by_seed), len(by_seed)),
         )
+        for cell in cells
+    ]
+    baseline = next((cell for cell in cells if cell.record.is_baseline and cell.n), None)
+    if baseline is not None:
+        cells = _with_differences(cells, baseline)
     return Comparison(
         record,
         tuple(cells),
-        next((cell for cell in cells if baseline and cell.name == baseline.name), None),
+        baseline,
         objectives,
+        chances({cell.name: cell.values for cell in cells if cell.name in points}, objectives),
+        _knee(points, objectives),
     )
+
+
+def _with_differences(cells: list[CellSummary], baseline: CellSummary) -> list[CellSummary]:
+    """The cells with their differences to the baseline, and p-values adjusted over all of them."""
+    differences: dict[str, dict[str, Difference]] = {}
+    p_values: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell.name == baseline.name:
+            continue
+        differences[cell.name] = {}
+        for metric, values in cell.values.items():
+            found = paired_difference(values, baseline.values.get(metric, {}))
+            if found is None:
+                continue
+            differences[cell.name][metric] = found
+            if found.p_value is not None:
+                p_values.setdefault(metric, {})[cell.name] = found.p_value
+    adjusted = {metric: holm(found) for metric, found in p_values.items()}
+    return [
+        cell
+        if cell.name == baseline.name
+        else replace(
+            cell,
+            differences=differences[cell.name],
+            adjusted={m: found[cell.name] for m, found in adjusted.items() if cell.name in found},
+        )
+        for cell in cells
+    ]
 
 
 def _summarise(cell: CellRecord, trials: list[TrialRecord]) -> CellSummary:
@@ -146,14 +186,23 @@ def _last(trial: TrialRecord, metric: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _front(cells: list[CellSummary], objectives: dict[str, str]) -> set[str]:
+def _points(cells: list[CellSummary], objectives: dict[str, str]) -> dict[str, list[float]]:
+    """Means of the cells that have every objective."""
     points: dict[str, list[float]] = {}
     for cell in cells:
         means = [cell.mean(metric) for metric in objectives]
         known = [mean for mean in means if mean is not None]
         if len(known) == len(means):
             points[cell.name] = known
-    return pareto.front(points, list(objectives.values()))
+    return points
+
+
+def _knee(points: dict[str, list[float]], objectives: dict[str, str]) -> str | None:
+    directions = tuple(objectives.values())
+    if not points or len(directions) != 2:
+        return None
+    place = int(knee(np.array(list(points.values())), (directions[0], directions[1])))
+    return list(points)[place] if place >= 0 else None
 
 
 def _fronts_by_seed(cells: list[CellSummary], objectives: dict[str, str]) -> list[set[str]]:

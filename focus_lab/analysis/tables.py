@@ -9,7 +9,7 @@ from typing import Any
 
 from focus_lab.analysis import quantities as q
 from focus_lab.analysis.records import ExperimentRecord
-from focus_lab.analysis.statistics import Difference, Estimate
+from focus_lab.analysis.statistics import Estimate
 from focus_lab.analysis.summary import THROUGHPUT, CellSummary, Comparison, compare
 
 AP = "coco/AP"
@@ -61,7 +61,7 @@ def accuracy_table(comparison: Comparison) -> Table:
                 _interval(AP, cell.estimate(AP)),
                 _difference(cell, comparison, AP),
                 _interval(AP, difference, sign=True),
-                verdict(difference),
+                verdict(cell, AP),
                 *(value(cell, f"coco/{name}") for name in ("AP50", "APS", "APM", "APL")),
                 front_text(cell),
             )
@@ -75,7 +75,7 @@ def accuracy_table(comparison: Comparison) -> Table:
         "95 % interval",
         "difference to baseline",
         "95 % interval",
-        "shown?",
+        "decided?",
         "AP50",
         "APS",
         "APM",
@@ -135,11 +135,15 @@ def cells_as_json(record: ExperimentRecord) -> list[dict[str, Any]]:
 
     Returns:
         A dict a cell: `name`, `n` (seeds), `mean` {metric: value}, `ci95` {metric: [low, high]}
-        (None with one seed), `pareto`, and `difference` {metric: {n, mean, ci95, shown}} paired by
-        seed with the baseline (None for the baseline or without one). A metric for which the images
-        have no box is None in `mean`; one that was not measured is absent.
+        (None with one seed), `pareto`, `pareto_chance` and `knee_chance` (None where no two seeds
+        are common), and `difference` {metric: {n, mean, ci95, shown, decided, p, p_holm, hedges_g,
+        bootstrap95}} paired by seed with the baseline (None for the baseline or without one):
+        `shown` means that this interval alone excludes 0, `decided` that it holds after Holm's
+        correction over the cells. A metric for which the images have no box is None in `mean`; one
+        that was not measured is absent.
     """
-    return [_cell_as_json(cell) for cell in compare(record).cells]
+    comparison = compare(record)
+    return [_cell_as_json(cell, comparison) for cell in comparison.cells]
 
 
 def summary_metrics(record: ExperimentRecord) -> dict[str, float]:
@@ -222,13 +226,11 @@ def value(cell: CellSummary, metric: str) -> str:
     return q.number(metric, cell.mean(metric))
 
 
-def verdict(difference: Difference | None) -> str:
-    """Whether a difference is shown, in a word or two; nothing when there is none."""
-    if difference is None:
+def verdict(cell: CellSummary, metric: str) -> str:
+    """Whether a cell's difference to the baseline is decided; nothing when there is none."""
+    if cell.difference(metric) is None:
         return ""
-    if difference.shown is None:
-        return "one seed"
-    return "yes" if difference.shown else "no"
+    return "yes" if cell.decided(metric) else "not decided"
 
 
 def front_text(cell: CellSummary) -> str:
@@ -256,9 +258,10 @@ def _relative(cell: CellSummary, comparison: Comparison, metric: str) -> str:
     return q.ratio(cell.mean(metric), reference)
 
 
-def _cell_as_json(cell: CellSummary) -> dict[str, Any]:
+def _cell_as_json(cell: CellSummary, comparison: Comparison) -> dict[str, Any]:
     found = {metric: cell.estimate(metric) for metric in sorted(cell.values)}
     estimates = {metric: estimate for metric, estimate in found.items() if estimate}
+    known = comparison.chances
     differences = None
     if cell.differences is not None:
         differences = {
@@ -267,6 +270,11 @@ def _cell_as_json(cell: CellSummary) -> dict[str, Any]:
                 "mean": difference.mean,
                 "ci95": _bounds(difference),
                 "shown": difference.shown,
+                "decided": cell.decided(metric),
+                "p": difference.p_value,
+                "p_holm": cell.adjusted.get(metric),
+                "hedges_g": difference.effect_size,
+                "bootstrap95": difference.bootstrap and list(difference.bootstrap),
             }
             for metric, difference in sorted(cell.differences.items())
         }
@@ -277,6 +285,8 @@ def _cell_as_json(cell: CellSummary) -> dict[str, Any]:
         | dict.fromkeys(sorted(cell.no_box)),
         "ci95": {metric: _bounds(estimate) for metric, estimate in estimates.items()},
         "pareto": cell.on_front,
+        "pareto_chance": known.front.get(cell.name) if known else None,
+        "knee_chance": known.knee.get(cell.name) if known else None,
         "difference": differences,
     }
 

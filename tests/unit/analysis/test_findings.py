@@ -22,19 +22,60 @@ def test_one_seed_without_a_baseline_is_said_too(make_record):
     assert "One seed decides nothing" in certainty
 
 
-def test_only_differences_whose_interval_excludes_zero_are_called_shown(make_record):
+def test_only_differences_that_hold_after_holms_correction_are_called_decided(make_record):
     aps = {
         "far": {0: 0.100, 1: 0.111, 2: 0.121},
         "near": {0: 0.31, 1: 0.29, 2: 0.33},
         "base": {0: 0.30, 1: 0.31, 2: 0.32},
     }
     _, certainty = _find(make_record(aps))
-    shown, _, rest = certainty.partition("Not shown")
-    assert "far \N{MINUS SIGN}0.199" in shown
-    assert "near" not in shown
-    assert "near" in rest
-    assert "Holm" in certainty
-    assert "seeds at the spread seen here" in certainty
+    decided, _, rest = certainty.partition("Not decided")
+    assert "far \N{MINUS SIGN}0.199" in decided
+    assert "Holm's correction for 2 comparisons" in decided
+    assert "near" not in decided
+    assert "near +0.000" in rest
+    assert "would be found with a chance of 80 %" in rest
+
+
+def test_an_interval_without_zero_is_not_enough_among_many_cells(make_record):
+    # The p-value of b alone is 0.04; five others were looked at as well.
+    base = {0: 0.30, 1: 0.31, 2: 0.32}
+    aps = {f"same {i}": {0: 0.30 + i / 100, 1: 0.29, 2: 0.34} for i in range(5)}
+    aps |= {"b": {0: 0.330, 1: 0.352, 2: 0.371}, "base": base}
+    cell = compare(make_record(aps)).cells[5]
+    assert cell.difference("coco/AP").shown
+    assert not cell.decided("coco/AP")
+    assert "Decided" not in _find(make_record(aps))[1]
+
+
+def test_the_best_is_compared_with_the_next_although_neither_is_the_baseline(make_record):
+    aps = {
+        "good": {0: 0.40, 1: 0.41, 2: 0.42},
+        "best": {0: 0.50, 1: 0.512, 2: 0.521},
+        "base": {0: 0.30, 1: 0.31, 2: 0.32},
+    }
+    assert "best is better than the next, good (+0.101" in _find(make_record(aps))[1]
+    aps["good"] = {0: 0.40, 1: 0.52, 2: 0.50}
+    certainty = _find(make_record(aps))[1]
+    assert "Whether best is better than the next, good, is not decided" in certainty
+
+
+def test_the_front_names_chances_and_the_knee_its_own(make_record):
+    aps = {
+        "a": {0: 0.10, 1: 0.11, 2: 0.10},
+        "b": {0: 0.42, 1: 0.43, 2: 0.42},
+        "base": {0: 0.43, 1: 0.44, 2: 0.44},
+    }
+    answer, _ = _find(make_record(aps))
+    assert "a (100 %), b (100 %) and base (" in answer
+    assert "knee, after which more cost buys less, is b; of the draws" in answer
+
+
+def test_one_seed_never_wins(make_record):
+    answer, _ = _find(make_record({"a": {0: 0.1}, "b": {0: 0.42}, "base": {0: 0.43}}))
+    assert "which one seed does not decide" in answer
+    assert "is b as far as one seed tells, which decides nothing" in answer
+    assert "chance" not in answer
 
 
 def test_saved_flops_are_set_beside_time(make_record):

@@ -1,7 +1,8 @@
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_lab.analysis.pareto import dominates, front
+from focus_lab.analysis.pareto import dominates, front, on_front
 
 DIRECTIONS = ("max", "min")
 POINTS = st.dictionaries(
@@ -25,3 +26,14 @@ def test_a_front_of_something_is_not_empty(points):
 def test_more_ap_for_fewer_flops_wins():
     points = {"good": (0.4, 10), "cheap": (0.3, 5), "worse": (0.3, 10), "twin": (0.4, 10)}
     assert front(points, DIRECTIONS) == {"good", "cheap", "twin"}
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=7),
+    st.lists(st.sampled_from(["max", "min"]), min_size=3, max_size=3),
+)
+def test_many_fronts_at_once_are_the_fronts_one_by_one(points, directions):
+    one = front({str(row): point for row, point in enumerate(points)}, directions)
+    several = on_front(np.array([points, points[::-1]], dtype=float), directions)
+    assert {str(row) for row in np.flatnonzero(several[0])} == one
+    assert several[1].tolist() == several[0, ::-1].tolist()

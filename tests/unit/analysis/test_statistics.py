@@ -7,9 +7,9 @@ from scipy import stats
 from focus_lab.analysis.statistics import (
     estimate,
     half_width_in_deviations,
+    hedges_g,
     holm,
     paired_difference,
-    seeds_to_show,
 )
 
 VALUES = [0.31, 0.34, 0.29, 0.33]
@@ -78,11 +78,23 @@ def test_two_seeds_leave_an_interval_nine_deviations_wide_to_each_side():
     assert half_width_in_deviations(2) == pytest.approx(8.98, abs=0.01)
 
 
-def test_more_seeds_are_wanted_for_smaller_differences():
-    few, many = seeds_to_show(0.1, 0.05), seeds_to_show(0.02, 0.05)
-    assert few is not None
-    assert many is not None
-    assert few < many
-    assert half_width_in_deviations(many) * 0.05 < 0.02
-    assert half_width_in_deviations(many - 1) * 0.05 >= 0.02
-    assert seeds_to_show(0.0, 0.05) is None
+def test_hedges_g_is_cohens_d_times_the_correction_by_hand():
+    # Gamma(2) / (sqrt(2) Gamma(1.5)) with five values.
+    by_hand = 1 / (np.sqrt(2) * np.sqrt(np.pi) / 2)
+    assert hedges_g(0.02, 0.01, 5) == pytest.approx(2 * by_hand)
+    assert by_hand == pytest.approx(1 - 3 / (4 * 4 - 1), abs=0.003)  # Hedges' approximation
+
+
+def test_an_effect_has_no_size_with_two_seeds_or_without_spread():
+    assert hedges_g(0.02, 0.01, 2) is None
+    assert hedges_g(0.02, 0.0, 5) is None
+
+
+def test_hedges_g_is_right_on_average_where_cohens_d_is_too_large():
+    n, truth = 5, 0.8
+    values = np.random.default_rng(3).normal(truth, 1, (20_000, n))
+    means, deviations = values.mean(axis=1), values.std(axis=1, ddof=1)
+    unbiased = np.array([hedges_g(*pair, n) for pair in zip(means, deviations, strict=True)])
+    error = 3 * unbiased.std() / np.sqrt(len(unbiased))
+    assert abs(unbiased.mean() - truth) < error
+    assert (means / deviations).mean() - truth > 5 * error

@@ -27,7 +27,11 @@ def test_json_cells_have_mean_interval_front_and_difference(make_record):
     low, high = first["ci95"]["coco/AP"]
     assert low < 0.21 < high
     assert first["difference"]["coco/AP"]["mean"] == pytest.approx(-0.095)
-    assert first["difference"]["coco/AP"]["shown"] is False
+    difference = first["difference"]["coco/AP"]
+    assert (difference["shown"], difference["decided"]) == (False, False)
+    assert difference["p_holm"] == difference["p"]  # one comparison
+    assert first["pareto_chance"] == 1.0  # nothing is cheaper
+    assert 0.8 < base["pareto_chance"] < 1
     assert base["difference"] is None
 
 
@@ -65,7 +69,7 @@ def test_accuracy_shows_no_box_as_none_and_the_difference_with_its_verdict(make_
     row = _row(table, "keep=0.1")
     assert ("APL", "none") in row
     assert ("difference to baseline", "\N{MINUS SIGN}0.095") in row
-    assert ("shown?", "no") in row
+    assert ("decided?", "not decided") in row
     assert ("mean over layers", "0.06") in row
     assert ("difference to baseline", "baseline") in _row(table, "base")
 
