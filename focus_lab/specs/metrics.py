@@ -44,6 +44,7 @@ METRICS = (
 
 _FAMILIES = re.compile(
     r"coco/AP_class/.+|tokens/kept_(layer|level)_\d+|loss/[a-z0-9_]+|system/node\d+/[a-z_]+"
+    r"|tokens/foreground_recall_(level_\d+|small|medium|large)"
 )
 """Metrics that depend on the classes, the layers, the losses, the machines of a trial."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -11,12 +13,16 @@ from focus_lab.data.dataset import DetectionDataset
 from focus_lab.data.loader import Batch
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.foreground_targets import default_size_ranges, foreground_labels
-from focus_lab.model.output import ModelOutput
+from focus_lab.model.output import ModelOutput, Target
 from focus_lab.model.postprocess import Detections, postprocess
 from focus_lab.specs.model import ModelSpec
+from focus_lab.training.breakdown import write_breakdown
 from focus_lab.training.reporter import Metrics
-from focus_lab.training.scoring import Evaluator, Found, coco_metrics
+from focus_lab.training.scoring import Evaluator, Found, coco_scores
 from focus_lab.training.workers import ALONE, Workers
+
+_SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, math.inf)}
+"""COCO's sizes of boxes, as areas in square pixels of the original image."""
 
 
 def evaluate(
@@ -28,6 +34,7 @@ def evaluate(
     autocast: torch.dtype | None = None,
     evaluator: Evaluator = "pycocotools",
     workers: Workers = ALONE,
+    breakdown: Path | None = None,
 ) -> Metrics:
     """AP and token statistics over a data set.
 
@@ -40,6 +47,7 @@ def evaluate(
         autocast: type of the forward pass; None for full precision.
         evaluator: who computes AP.
         workers: all workers of the trial; each of them calls this.
+        breakdown: folder into which the first worker writes what lies behind AP; None for nowhere.
 
     Returns:
         The same for every worker: `coco/*` in [0, 1] (-1 where the data set has no such box, as
@@ -64,8 +72,12 @@ def evaluate(
             tokens.add(more_tokens)
         workers.goes_on("computing AP")
         found_by_all = Found.joined([theirs for theirs, _ in everybodys])
-        metrics = coco_metrics(dataset.coco_ground_truth(), found_by_all, evaluator)
-        metrics |= tokens.metrics()
+        truth = dataset.coco_ground_truth()
+        scores = coco_scores(truth, found_by_all, evaluator)
+        metrics = scores.metrics | tokens.metrics()
+        if breakdown is not None:
+            workers.goes_on("writing what lies behind AP")
+            write_breakdown(truth, found_by_all, scores, breakdown)
     return cast(Metrics, workers.broadcast(metrics))
 
 
@@ -84,7 +96,8 @@ class TokenStatistics:
     """What the selector kept, summed over images.
 
     Foreground recall is the share of tokens labelled foreground (the scorer's own targets) that the
-    first encoder layer keeps; with dense scoring it is 1.
+    first encoder layer keeps; with dense scoring it is 1. A token counts for every size of box that
+    makes it foreground.
 
     Args:
         spec: the model's spec: its layers and foreground targets.
@@ -98,7 +111,11 @@ class TokenStatistics:
         self.images = 0
         self.valid = self.foreground = self.recalled = self.recalled_last = 0.0
         self.kept = torch.zeros(self._layers, dtype=torch.float64)
-        self.kept_by_level = torch.zeros(spec.num_feature_levels, dtype=torch.float64)
+        levels = spec.num_feature_levels
+        self.kept_by_level = torch.zeros(levels, dtype=torch.float64)
+        # Rows: foreground, and what the first encoder layer keeps of it.
+        self.recall_by_level = torch.zeros(2, levels, dtype=torch.float64)
+        self.recall_by_size = torch.zeros(2, len(_SIZES), dtype=torch.float64)
 
     def update(self, output: ModelOutput, batch: Batch) -> None:
         """Count one batch."""
@@ -112,8 +129,26 @@ class TokenStatistics:
         self.recalled += float((labels & (depth >= 1)).sum())
         self.recalled_last += float((labels & (depth >= self._layers)).sum())
         self.kept += torch.stack([(depth > layer).sum() for layer in range(self._layers)]).cpu()
-        levels = torch.split(depth, [height * width for height, width in level_shapes], dim=1)
+        tokens = [height * width for height, width in level_shapes]
+        levels = torch.split(depth, tokens, dim=1)
         self.kept_by_level += torch.stack([(level >= 1).sum() for level in levels]).cpu()
+        self.recall_by_level += torch.stack(
+            [
+                torch.stack([part.sum() for part in torch.split(chosen, tokens, dim=1)])
+                for chosen in (labels, labels & (depth >= 1))
+            ]
+        ).cpu()
+        of_sizes = foreground_labels(
+            [target for limits in _SIZES.values() for target in _targets_of_size(batch, *limits)],
+            batch.sizes * len(_SIZES),
+            level_shapes,
+            output["strides"],
+            self._ranges,
+            self._radius,
+        ).view(len(_SIZES), *depth.shape)  # [3, B, N]
+        self.recall_by_size += torch.stack(
+            [chosen.sum(dim=(1, 2)) for chosen in (of_sizes, of_sizes & (depth >= 1))]
+        ).cpu()
         selected = output["token_selection"]
         self.valid += float(sum(selected.valid_counts) if selected else depth.numel())
 
@@ -121,11 +156,11 @@ class TokenStatistics:
         """Count what another worker counted."""
         for name in ("images", "valid", "foreground", "recalled", "recalled_last"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.kept += other.kept
-        self.kept_by_level += other.kept_by_level
+        for name in ("kept", "kept_by_level", "recall_by_level", "recall_by_size"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def metrics(self) -> Metrics:
-        """Means an image, as `tokens/*`."""
+        """Means an image, as `tokens/*`; no recall of a level or box size without foreground."""
         images = max(1, self.images)
         metrics = {
             "tokens/total": self.valid / images,
@@ -139,7 +174,23 @@ class TokenStatistics:
             metrics[f"tokens/kept_layer_{layer}"] = count / images
         for level, count in enumerate(self.kept_by_level.tolist()):
             metrics[f"tokens/kept_level_{level}"] = count / images
+        for level, (count, kept) in enumerate(self.recall_by_level.T.tolist()):
+            if count:
+                metrics[f"tokens/foreground_recall_level_{level}"] = kept / count
+        for size, (count, kept) in zip(_SIZES, self.recall_by_size.T.tolist(), strict=True):
+            if count:
+                metrics[f"tokens/foreground_recall_{size}"] = kept / count
         return metrics
+
+
+def _targets_of_size(batch: Batch, low: float, high: float) -> list[Target]:
+    """The boxes of an area in [low, high) square pixels of the original image."""
+    chosen: list[Target] = []
+    for target, (height, width) in zip(batch.targets, batch.original_sizes, strict=True):
+        areas = target["boxes"][:, 2] * target["boxes"][:, 3] * (height * width)  # [M]
+        inside = (areas >= low) & (areas < high)
+        chosen.append({"labels": target["labels"][inside], "boxes": target["boxes"][inside]})
+    return chosen
 
 
 def kept_depth(output: ModelOutput, num_layers: int) -> torch.Tensor:

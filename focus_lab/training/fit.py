@@ -23,6 +23,7 @@ from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.average import WeightAverage
+from focus_lab.training.breakdown import FILE as BREAKDOWN
 from focus_lab.training.checkpoint import Checkpoint
 from focus_lab.training.cost import (
     PAPER_SHAPE,
@@ -114,6 +115,7 @@ def fit(
         make_folder(folder)
         if storage:
             storage.fetch(MANIFEST, folder)
+            storage.fetch(f"{SAMPLES}/{BREAKDOWN}", folder)
             storage.fetch_checkpoint(checkpoint_folder(folder))
             # What ended the attempt before may have come before it was sent.
             for path in checkpoints.newest_and_best(checkpoint_folder(folder)):
@@ -134,7 +136,7 @@ def fit(
         val_set,
         device,
         reporter,
-        checkpoint_folder(folder),
+        folder,
         workers,
         parts,
         storage,
@@ -197,7 +199,8 @@ class _Trial:
     ) -> None:
         training, loaders = spec.training, spec.compute.loader_workers
         self.spec, self.model, self.val_set, self.device = spec, model, val_set, device
-        self.reporter, self.folder = reporter, folder
+        self.reporter = reporter
+        self.folder, self.samples = checkpoint_folder(folder), folder / SAMPLES
         self.workers, self.storage = workers, storage
         self.progress = Progress()
         self.history: list[tuple[int, Metrics]] = []
@@ -244,7 +247,8 @@ class _Trial:
         """Train an epoch, and evaluate when due."""
         metrics = self.loop.run_epoch(self.progress)
         training, epoch = self.spec.training, self.progress.epoch
-        if epoch % training.evaluate_every == 0 or epoch == training.epochs:
+        last = epoch == training.epochs
+        if last or epoch % training.evaluate_every == 0:
             with self.evaluated_weights():
                 metrics |= evaluate(
                     self.model,
@@ -255,7 +259,11 @@ class _Trial:
                     AUTOCAST[training.precision],
                     self.spec.compute.evaluator,
                     self.workers,
+                    # Before the last checkpoint: whoever goes on from that evaluates no more.
+                    breakdown=self.samples if last else None,
                 )
+            if last and self.storage and self.workers.first:
+                self.storage.send(self.samples / BREAKDOWN, f"{SAMPLES}/{BREAKDOWN}")
         metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
         return metrics
 

@@ -90,19 +90,35 @@ class Found:
         ]
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluator found."""
+
+    metrics: Metrics
+    """`coco/AP` … `coco/ARL`, -1 where no box is of that size, and `coco/AP_class/<name>` for every
+    class with a box."""
+    precision: npt.NDArray[np.float64]
+    """[10 IoUs, 101 recalls, K classes], boxes of all sizes; -1 = no box of the class."""
+    category_ids: tuple[int, ...]
+    """[K]."""
+
+
 def coco_metrics(
     truth: dict[str, Any], found: Found, evaluator: Evaluator = "pycocotools"
 ) -> Metrics:
+    """The metrics of `coco_scores`."""
+    return coco_scores(truth, found, evaluator).metrics
+
+
+def coco_scores(
+    truth: dict[str, Any], found: Found, evaluator: Evaluator = "pycocotools"
+) -> Scores:
     """AP of detections against the truth.
 
     Args:
         truth: COCO instances, crowd included; annotation ids from 1. It gains keys.
         found: all detections; every image id is one of the truth's.
         evaluator: who computes; both give the same numbers, up to 1e-12.
-
-    Returns:
-        `coco/AP` … `coco/ARL`, -1 where no box is of that size, and `coco/AP_class/<name>` for
-        every class with a box.
 
     Raises:
         UserError: the evaluator is not installed.
@@ -121,7 +137,7 @@ def coco_metrics(
         if (values > -1).any():
             name = names[int(category_id)]
             metrics[f"coco/AP_class/{name}"] = float(values[values > -1].mean())
-    return metrics
+    return Scores(metrics, precision, tuple(int(category) for category in run.params.catIds))
 
 
 def check_evaluator(evaluator: Evaluator) -> str:

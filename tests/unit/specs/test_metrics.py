@@ -7,7 +7,14 @@ from focus_lab.specs.metrics import METRICS, is_metric, suggestion
 
 @pytest.mark.parametrize(
     "name",
-    ["coco/AP_class/red circle", "tokens/kept_layer_3", "tokens/kept_level_0", "loss/giou_1"],
+    [
+        "coco/AP_class/red circle",
+        "tokens/kept_layer_3",
+        "tokens/kept_level_0",
+        "tokens/foreground_recall_level_0",
+        "tokens/foreground_recall_small",
+        "loss/giou_1",
+    ],
 )
 def test_families_are_known_by_their_pattern(name: str) -> None:
     assert name not in METRICS

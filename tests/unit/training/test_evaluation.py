@@ -34,7 +34,8 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
             "keep_ratio": 1.0,
             "cascade": [1.0, 1.0, 1.0],
         }
-    spec = tiny_trial(model=parts, data={"image_size": [64, 48]})
+    data = {"image_size": [64, 48], "object_size": [8, 48], "foreground_share": 0.5}
+    spec = tiny_trial(model=parts, data=data)
     dataset = build_dataset(spec.data, "val")
     torch.manual_seed(0)
     model = build_model(spec.model, 3).eval()
@@ -42,6 +43,7 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
     statistics = TokenStatistics(spec.model)
     total = foreground = recalled = recalled_last = images = 0
     kept_layers = [0, 0, 0]
+    parts_seen: dict[str, list[int]] = {}
     for batch in loader:
         with torch.no_grad():
             output = model(batch.images, batch.sizes)
@@ -54,9 +56,13 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
             assert depth[number].tolist() == refined
             token = 0
             ranges = [(-1, 64), (64, 128), (128, 256), (256, 1e9)]
-            for (low, high), stride, (rows, columns) in zip(
-                ranges, output["strides"], output["level_shapes"], strict=True
-            ):
+            areas = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e9)}
+            sizes = {
+                size: [b for b in boxes if least <= (b[2] - b[0]) * (b[3] - b[1]) < most]
+                for size, (least, most) in areas.items()
+            }
+            levels_of_image = zip(ranges, output["strides"], output["level_shapes"], strict=True)
+            for level, ((low, high), stride, (rows, columns)) in enumerate(levels_of_image):
                 for row in range(rows):
                     for column in range(columns):
                         x, y = (column + 0.5) * stride, (row + 0.5) * stride
@@ -65,6 +71,14 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
                         foreground += inside
                         recalled += inside and refined[token] >= 1
                         recalled_last += inside and refined[token] >= 3
+                        of_size = {
+                            size: is_foreground(x, y, some, low, high)
+                            for size, some in sizes.items()
+                        }
+                        for part, is_part in {f"level_{level}": inside, **of_size}.items():
+                            counts = parts_seen.setdefault(part, [0, 0])
+                            counts[0] += is_part
+                            counts[1] += is_part and refined[token] >= 1
                         for layer in range(3):
                             kept_layers[layer] += refined[token] > layer
                         token += 1
@@ -79,6 +93,11 @@ def test_token_statistics_equal_brute_force(tiny_trial: MakeTrial, scoring: str)
     assert metrics["tokens/foreground_recall_last_layer"] == pytest.approx(
         recalled_last / foreground
     )
+    expected = {part: kept / count for part, (count, kept) in parts_seen.items() if count}
+    assert {"level_0", "small", "medium"} <= set(expected) < {*parts_seen, "large"}
+    for part in parts_seen:
+        # No foreground, no recall.
+        assert metrics.get(f"tokens/foreground_recall_{part}") == expected.get(part)
     assert [metrics[f"tokens/kept_layer_{layer}"] * images for layer in range(3)] == kept_layers
     levels = sum(metrics[f"tokens/kept_level_{level}"] for level in range(4))
     assert levels == pytest.approx(metrics["tokens/kept_layer_0"])
@@ -126,6 +145,11 @@ def test_padding_is_not_counted(tiny_trial: MakeTrial) -> None:
     with torch.no_grad():
         output = model(padded.images, padded.sizes)
     statistics.update(output, padded)
+    twice = TokenStatistics(spec.model)
+    twice.add(statistics)
+    twice.add(statistics)
+    assert twice.images == 4
+    assert twice.metrics() == statistics.metrics()
     valid = output["token_selection"].valid_counts
     assert valid[1] < valid[0]
     assert statistics.metrics()["tokens/total"] == sum(valid) / 2

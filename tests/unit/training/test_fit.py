@@ -24,7 +24,7 @@ from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
 from focus_lab.training.folder import checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
-from focus_lab.training.scoring import Evaluator, Found, coco_metrics
+from focus_lab.training.scoring import Evaluator, Found, Scores, coco_scores
 
 MakeTrial = Callable[..., TrialSpec]
 
@@ -253,6 +253,11 @@ def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path:
         "version": manifest["environment"]["versions"]["pycocotools"],
     }
     assert (tmp_path / "samples" / "samples.json").is_file()
+    breakdown = json.loads((tmp_path / "samples" / "breakdown.json").read_text())
+    assert len(breakdown["precision"]["0.50"]) == 101
+    assert sorted(path.suffix for path in (tmp_path / "samples").iterdir()) == sorted(
+        [".json"] * 2 + [".jpg"] * 4
+    )
 
 
 def test_the_chosen_evaluator_is_the_one_that_is_used_and_recorded(
@@ -260,11 +265,11 @@ def test_the_chosen_evaluator_is_the_one_that_is_used_and_recorded(
 ) -> None:
     used: list[str] = []
 
-    def watched(truth: dict[str, Any], found: Found, evaluator: Evaluator) -> Metrics:
+    def watched(truth: dict[str, Any], found: Found, evaluator: Evaluator) -> Scores:
         used.append(evaluator)
-        return coco_metrics(truth, found, evaluator)
+        return coco_scores(truth, found, evaluator)
 
-    monkeypatch.setattr(evaluation, "coco_metrics", watched)
+    monkeypatch.setattr(evaluation, "coco_scores", watched)
     results = []
     for name in ("pycocotools", "faster-coco-eval"):
         spec = tiny_trial(training={"epochs": 1}, compute={"evaluator": name})
