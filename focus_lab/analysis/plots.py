@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from focus_lab.analysis import drawing
+from focus_lab.analysis import drawing, marks
 from focus_lab.analysis import quantities as q
-from focus_lab.analysis.drawing import COLOURS, DASHES, INK, MARKERS, MUTED
+from focus_lab.analysis.drawing import COLOURS, INK, MUTED
 from focus_lab.analysis.records import TrialRecord
-from focus_lab.analysis.statistics import Estimate
-from focus_lab.analysis.summary import CellSummary, Comparison
+from focus_lab.analysis.summary import Comparison
 
 PARTS = ("backbone", "neck", "scorer", "encoder", "decoder", "heads")
-_KEEP_RATIO = "model.token_selection.keep_ratio"
-_NAME_WIDTH = 30
-_RECALL = "tokens/foreground_recall"
 
 
 def pareto_plot(comparison: Comparison) -> str | None:
@@ -41,13 +36,13 @@ def pareto_plot(comparison: Comparison) -> str | None:
     axes = figure.subplots()
     drawing.style(axes, x=q.label(horizontal), y=q.label(vertical))
     for number, (cell, x, y) in enumerate(placed):
-        colour, marker = _colour(number), MARKERS[number % len(MARKERS)]
+        colour, marker = marks.colour(number), marks.marker(number)
         for seed in cell.seeds if cell.n > 1 else ():
             across, up = cell.values[horizontal].get(seed), cell.values[vertical].get(seed)
             if across is not None and up is not None:
                 axes.plot(across, up, ".", color=colour, markersize=4, alpha=0.65, zorder=2)
                 busy.append((across, up))
-        across_bar, up_bar = _bars(horizontal, x), _bars(vertical, y)
+        across_bar, up_bar = marks.bars(horizontal, x), marks.bars(vertical, y)
         for share in np.linspace(0, 1, 13):
             if up_bar:
                 low, high = y.mean - up_bar[0][0], y.mean + up_bar[1][0]
@@ -75,49 +70,15 @@ def pareto_plot(comparison: Comparison) -> str | None:
         for (x0, y0), (x1, y1) in itertools.pairwise(front):
             busy += [(x0 + t * (x1 - x0), y0 + t * (y1 - y0)) for t in np.linspace(0, 1, 25)]
     axes.margins(0.12)
-    _zero_floor(axes, vertical)
-    names = [q.printable(cell.name, _NAME_WIDTH) for cell, _, _ in placed]
+    marks.zero_floor(axes, vertical)
+    known = comparison.chances.front if comparison.chances else {}
+    names = [
+        q.printable(cell.name, marks.NAME_WIDTH)
+        + (f" ({q.percent(known[cell.name])})" if cell.name in known else "")
+        for cell, _, _ in placed
+    ]
     drawing.place_labels(axes, [(x.mean, y.mean) for _, x, y in placed], names, busy)
     return drawing.to_svg(figure, "pareto")
-
-
-def keep_ratio_plot(comparison: Comparison) -> str | None:
-    """AP, AP50 and foreground recall against the keep ratio of the first encoder layer.
-
-    Cells that differ in nothing but the keep ratio share a line.
-    """
-    lines = _keep_ratio_lines(comparison)
-    if not lines:
-        return None
-    figure = drawing.new_figure(5.6, 5.2)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    share = comparison.record.foreground_share
-    handles: list[Line2D] = []
-    labels: list[str] = []
-    for number, (name, cells) in enumerate(lines.items()):
-        colour = _colour(number)
-        curves = ((upper, "coco/AP", "-"), (upper, "coco/AP50", "--"), (lower, _RECALL, "-"))
-        for axes, metric, dash in curves:
-            _estimates(axes, cells, metric, colour, dash, MARKERS[number % len(MARKERS)])
-        if len(lines) > 1:
-            handles.append(Line2D([], [], color=colour, marker=MARKERS[number % len(MARKERS)]))
-            labels.append(q.printable(name, _NAME_WIDTH))
-    key_colour = _colour(0) if len(lines) == 1 else MUTED
-    handles.append(Line2D([], [], color=key_colour))
-    handles.append(Line2D([], [], color=key_colour, linestyle="--"))
-    labels += ["AP", "AP50"]
-    if share is not None:
-        for axes in (upper, lower):
-            axes.axvline(share, color=MUTED, linewidth=1.2, linestyle=":")
-        handles.append(Line2D([], [], color=MUTED, linestyle=":", linewidth=1.2))
-        labels.append(f"foreground share {q.percent(share)}")
-    drawing.style(upper, x="", y="COCO AP")
-    drawing.style(lower, x="keep ratio of the first encoder layer", y="foreground recall")
-    _zero_floor(upper, "coco/AP")
-    lower.set_ylim(-0.03, 1.05)
-    lower.set_xlim(left=0)
-    drawing.legend(figure, handles, labels, drawing.legend_columns(labels))
-    return drawing.to_svg(figure, "keep-ratio")
 
 
 def curves_plot(comparison: Comparison) -> str | None:
@@ -128,25 +89,20 @@ def curves_plot(comparison: Comparison) -> str | None:
     labels: list[str] = []
     for number, cell in enumerate(comparison.measured):
         trials = comparison.record.trials_of(cell.name)
-        look: dict[str, Any] = {
-            "color": _colour(number),
-            "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
-        }
+        look = marks.line(number)
         drawn = [
-            _curve(axes, trials, metric, look, MARKERS[number % len(MARKERS)])
+            _curve(axes, trials, metric, look, marks.marker(number))
             for axes, metric in ((upper, "loss/total"), (lower, "coco/AP"))
         ]
         if any(drawn):
-            handles.append(
-                Line2D([], [], marker=MARKERS[number % len(MARKERS)], markersize=4, **look)
-            )
-            labels.append(q.printable(cell.name, _NAME_WIDTH))
+            handles.append(marks.handle(number, 4))
+            labels.append(q.printable(cell.name, marks.NAME_WIDTH))
     if not handles:
         return None
     drawing.style(upper, x="", y="training loss")
     drawing.style(lower, x="epoch", y="COCO AP")
     lower.xaxis.get_major_locator().set_params(integer=True)
-    _zero_floor(lower, "coco/AP")
+    marks.zero_floor(lower, "coco/AP")
     drawing.legend(figure, handles, labels, drawing.legend_columns(labels))
     return drawing.to_svg(figure, "curves")
 
@@ -187,48 +143,6 @@ def cost_plot(comparison: Comparison) -> str | None:
     return drawing.to_svg(figure, "cost")
 
 
-def _keep_ratio_lines(comparison: Comparison) -> dict[str, list[CellSummary]]:
-    """Cells by what they have besides the keep ratio, by rising ratio; none if no line has two."""
-    groups: dict[str, list[CellSummary]] = {}
-    for cell in comparison.measured:
-        rest = {k: v for k, v in cell.record.overrides.items() if k != _KEEP_RATIO}
-        key = ", ".join(f"{k.rpartition('.')[2]} {_short(v)}" for k, v in sorted(rest.items()))
-        groups.setdefault(key or "base", []).append(cell)
-    if all(len({cell.record.keep_ratio for cell in cells}) < 2 for cells in groups.values()):
-        return {}
-    return {
-        name: sorted(cells, key=lambda cell: cell.record.keep_ratio)
-        for name, cells in groups.items()
-    }
-
-
-def _short(value: object) -> str:
-    if isinstance(value, dict) and "kind" in value:
-        return str(value["kind"])
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _estimates(
-    axes: Axes, cells: Sequence[CellSummary], metric: str, colour: str, dash: str, marker: str
-) -> None:
-    """A line through the means of cells over their keep ratios, with interval bars."""
-    found = [(cell.record.keep_ratio, cell.estimate(metric)) for cell in cells]
-    known = [(ratio, value) for ratio, value in found if value is not None]
-    for ratio, value in known:
-        axes.errorbar(
-            ratio, value.mean, yerr=_bars(metric, value), color=colour, elinewidth=1, capsize=3
-        )
-    axes.plot(
-        [ratio for ratio, _ in known],
-        [value.mean for _, value in known],
-        color=colour,
-        linestyle=dash,
-        marker=marker,
-        markersize=5,
-        linewidth=1.6,
-    )
-
-
 def _curve(
     axes: Axes, trials: Sequence[TrialRecord], metric: str, look: dict[str, Any], marker: str
 ) -> bool:
@@ -256,27 +170,3 @@ def _curve(
         high = [max(by_epoch[epoch]) for epoch in epochs]
         axes.fill_between(epochs, low, high, color=look["color"], alpha=0.16, linewidth=0)
     return True
-
-
-def _bars(metric: str, found: Estimate) -> list[list[float]] | None:
-    """Lengths of the interval's halves for matplotlib; None when too short to be seen."""
-    if found.low is None or found.high is None:
-        return None
-    low, high = found.low, found.high
-    if metric.startswith(("coco/", _RECALL)):
-        # The t interval knows no bounds, an AP does.
-        low, high = max(0.0, low), min(1.0, high)
-    if high - low < 1e-3 * abs(found.mean):
-        return None
-    return [[max(0.0, found.mean - low)], [max(0.0, high - found.mean)]]
-
-
-def _zero_floor(axes: Axes, metric: str) -> None:
-    """No room below 0 for what cannot be negative."""
-    low, high = axes.get_ylim()
-    if metric.startswith("coco/") and low < 0:
-        axes.set_ylim(-0.03 * high, high)
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -81,7 +82,7 @@ def interval(metric: str, low: float | None, high: float | None, *, sign: bool =
 def percent(share: float) -> str:
     """A share as per cent, with a decimal below 10."""
     value = 100 * share
-    return _minus(f"{value:.0f} %" if abs(value) >= 10 or value == 0 else f"{value:.1f} %")
+    return _minus(f"{value:.0f} %" if abs(value) >= 9.95 or value == 0 else f"{value:.1f} %")
 
 
 def probability(p_value: float | None) -> str:
@@ -89,6 +90,11 @@ def probability(p_value: float | None) -> str:
     if p_value is None:
         return MISSING
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def effect(size: float | None) -> str:
+    """An effect size with its sign."""
+    return MISSING if size is None else _minus(f"{size:+.1f}")
 
 
 def ratio(value: float | None, reference: float | None) -> str:
@@ -109,6 +115,13 @@ def significant(value: float, digits: int = 3) -> str:
         return "0"
     places = digits - 1 - math.floor(math.log10(abs(value)))
     return _minus(f"{value:,.{min(max(0, places), 8)}f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+
+
+def short(value: object) -> str:
+    """A value from a spec as text: a variant by its kind."""
+    if isinstance(value, dict) and "kind" in value:
+        return str(value["kind"])
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def printable(name: str, width: int | None = None) -> str:

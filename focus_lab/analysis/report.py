@@ -1,4 +1,4 @@
-"""The report of an experiment: a page, the same in Markdown, and the same for machines."""
+"""The report of an experiment: a page, the same in Markdown, for papers and for machines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import re
 import threading
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from focus_lab.analysis import drawing, overlays, plots, tables
+from focus_lab.analysis import drawing, overlays, pictures, tables
 from focus_lab.analysis import quantities as q
+from focus_lab.analysis.ablation import ablation_table
+from focus_lab.analysis.breakdowns import Breakdown, read_breakdowns
+from focus_lab.analysis.confusion import ConfusionTable, confusion_table
+from focus_lab.analysis.figures import Plot, draw_plots
 from focus_lab.analysis.findings import Findings, find
-from focus_lab.analysis.overlays import draw_pictures
+from focus_lab.analysis.latex import as_latex
 from focus_lab.analysis.records import ExperimentRecord
+from focus_lab.analysis.spreadsheet import CELLS, TRIALS, cells_csv, trials_csv
 from focus_lab.analysis.summary import Comparison, compare
 from focus_lab.analysis.tables import Table
 
@@ -27,21 +31,13 @@ PAGE = "report.html"
 MARKDOWN = "report.md"
 MACHINE = "report.json"
 PLOTS = "plots"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One plot of the report."""
-
-    name: str
-    """Name of its file, without `.svg`."""
-    title: str
-    caption: str
-    svg: str
+TABLES = "tables"
+MAX_CONFUSIONS = 8
+"""Cells whose confusion is shown: the baseline first, then in the design's order."""
 
 
 def write_report(record: ExperimentRecord, folder: Path) -> Path:
-    """Write `report.html`, `report.md`, `report.json` and `plots/*.svg`.
+    """Write `report.html`, `report.md`, `report.json`, `plots/*.svg` and `tables/*`.
 
     Each file is replaced in one step, so a reader never sees half of it. Works on whatever the
     record has: what is missing is said to be missing.
@@ -58,15 +54,24 @@ def write_report(record: ExperimentRecord, folder: Path) -> Path:
     """
     comparison = compare(record)
     found = find(comparison)
-    drawn = _plots(comparison)
-    context = _context(comparison, found, drawn) | {"pictures": draw_pictures(record)}
+    breakdowns = read_breakdowns(record)
+    drawn = draw_plots(comparison, breakdowns)
+    context = _context(comparison, found, drawn) | {
+        "pictures": pictures.draw_pictures(record),
+        "confusions": _confusions(comparison, breakdowns),
+    }
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
+    (folder / TABLES).mkdir(exist_ok=True)
     kept = {f"{plot.name}.svg" for plot in drawn}
     for plot in drawn:
         _write(folder / PLOTS / f"{plot.name}.svg", drawing.as_file(plot.svg))
     for stale in (folder / PLOTS).glob("*.svg"):
         if stale.name not in kept:
             stale.unlink()
+    for name in ("ablation", "accuracy", "cost"):
+        _write(folder / TABLES / f"{name}.tex", as_latex(context[name]))
+    _write(folder / TABLES / CELLS, cells_csv(comparison))
+    _write(folder / TABLES / TRIALS, trials_csv(record))
     environment = _environment()
     _write(folder / MACHINE, _machine_text(record, found))
     _write(folder / MARKDOWN, environment.get_template("report.md.jinja").render(context))
@@ -81,6 +86,7 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "title": q.printable(record.name),
         "description": q.printable(record.description) if record.description else "",
         "findings": found,
+        "ablation": ablation_table(comparison),
         "accuracy": tables.accuracy_table(comparison),
         "cost": tables.cost_table(comparison),
         "trials": tables.trials_table(record),
@@ -93,62 +99,17 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "facts": {str(name): _fact(value) for name, value in record.facts.items()},
         "spec": json.dumps(_finite(record.spec), indent=2, ensure_ascii=False, default=str),
         "threshold": overlays.SCORE_THRESHOLD,
-        "max_cells": overlays.MAX_CELLS,
+        "max_cells": pictures.MAX_CELLS,
     }
 
 
-def _plots(comparison: Comparison) -> list[Plot]:
-    share = comparison.record.foreground_share
-    vertical, horizontal = (q.label(metric) for metric in comparison.axes)
-    several = any(cell.n > 1 for cell in comparison.cells)
-    bars = " Bars are 95 % intervals over seeds." if several else " One seed: no intervals."
-    front = (
-        "the dashed line is the Pareto front"
-        if len(comparison.objectives) == 2
-        else "the front is over all objectives, so no line is drawn"
-    )
-    wanted = (
-        (
-            "pareto",
-            f"{vertical} against {horizontal}",
-            f"A point is a cell, filled when on the front; {front}. "
-            + ("Small dots are seeds." if several else "")
-            + bars,
-            plots.pareto_plot(comparison),
-        ),
-        (
-            "keep_ratio",
-            "AP, AP50 and foreground recall against the keep ratio",
-            "Foreground recall is the share of foreground tokens (the scorer's own targets) that "
-            "the first encoder layer keeps. "
-            + (
-                f"On average {q.percent(share)} of the tokens lie in boxes (dotted line)."
-                if share is not None
-                else "The mean foreground share was not measured."
-            )
-            + bars,
-            plots.keep_ratio_plot(comparison),
-        ),
-        (
-            "curves",
-            "Training loss and AP over the epochs",
-            "Means over the seeds that succeeded"
-            + (
-                "; the band runs from the lowest to the highest seed."
-                if several
-                else " (one seed)."
-            ),
-            plots.curves_plot(comparison),
-        ),
-        (
-            "cost",
-            "GFLOPs by part of the model",
-            "Mean over the shapes of the validation images"
-            + ("; in brackets the multiple of the baseline." if comparison.baseline else "."),
-            plots.cost_plot(comparison),
-        ),
-    )
-    return [Plot(name, title, text, svg) for name, title, text, svg in wanted if svg is not None]
+def _confusions(
+    comparison: Comparison, breakdowns: dict[str, list[Breakdown]]
+) -> list[ConfusionTable]:
+    """The baseline's first."""
+    baseline = comparison.baseline.name if comparison.baseline else ""
+    ordered = sorted(breakdowns, key=lambda name: name != baseline)[:MAX_CONFUSIONS]
+    return [confusion_table(name, breakdowns[name]) for name in ordered]
 
 
 def _objectives(comparison: Comparison) -> str:

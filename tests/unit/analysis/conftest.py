@@ -44,7 +44,13 @@ def make_record() -> Callable[..., ExperimentRecord]:
                     "cost/encoder_gflops": 4.0 * (place + 1),
                     "cost/backbone_gflops": 6.0 * (place + 1),
                     "cost/params": 1.5e6,
+                    "coco/AP_class/ring": ap,
+                    "coco/AP_class/cross": ap / 2,
                     "tokens/foreground_recall": 0.8,
+                    "tokens/foreground_recall_level_0": 0.6 + place / 100,
+                    "tokens/foreground_recall_level_1": 0.8,
+                    "tokens/foreground_recall_small": 0.5,
+                    "tokens/foreground_recall_large": 0.9,
                     "train/images_per_second": 20.0,
                 }
                 if latency:
@@ -96,4 +102,15 @@ def samples_folder(tmp_path: Path) -> Path:
     }
     content = {"class_names": ["ring", "cross"], "num_encoder_layers": 2, "images": [entry]}
     (folder / "samples.json").write_text(json.dumps(content))
+    breakdown = {
+        "precision": {"0.50": [0.9] * 60 + [0.0] * 41, "0.75": [0.7] * 40 + [0.0] * 61},
+        "confusion": {
+            "iou": 0.5,
+            "score": 0.3,
+            "class_names": ["ring", "cross"],
+            "counts": [[0, 0, 6], [0, 1, 2], [0, 2, 2], [1, 1, 5], [2, 0, 3]],
+            "left_out": 0,
+        },
+    }
+    (folder / "breakdown.json").write_text(json.dumps(breakdown))
     return folder

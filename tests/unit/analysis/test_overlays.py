@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from focus_lab.analysis import overlays
-from focus_lab.analysis.overlays import TILE_SIDE, draw_pictures
+from focus_lab.analysis.overlays import LAYER_SIDE, TILE_SIDE, abbreviated
+from focus_lab.analysis.pictures import draw_pictures
 from focus_lab.analysis.samples import read_samples
 
 APS = {"a": {0: 0.2}, "base": {0: 0.3}}
@@ -35,7 +36,7 @@ def test_deeper_tokens_are_brighter_and_unrefined_ones_grey(samples_folder):
     image = read_samples(samples_folder).images["7"]
     pixels = np.zeros((64, 96, 3))
     pixels[..., 0] = 255.0
-    veiled = overlays._veiled(pixels, image, 0)
+    veiled = overlays._veiled(pixels, image, [depth / 2 for depth in image.depth_by_level], 0)
     unrefined, shallow, deep = veiled[5, 5], veiled[40, 5], veiled[60, 5]
     assert deep.tolist() == [255, 0, 0]
     assert unrefined[0] < shallow[0] < deep[0]
@@ -49,7 +50,8 @@ def test_the_depth_follows_the_valid_part_of_a_padded_image(samples_folder):
     content["images"][0]["input_size"] = [32, 48]
     path.write_text(json.dumps(content))
     image = read_samples(samples_folder).images["7"]
-    veiled = overlays._veiled(np.full((64, 96, 3), 200.0), image, 0)
+    light = [depth / 2 for depth in image.depth_by_level]
+    veiled = overlays._veiled(np.full((64, 96, 3), 200.0), image, light, 0)
     assert (veiled < 200).all()  # rows 0 and 1 of the tokens only, which nothing refined
 
 
@@ -70,3 +72,31 @@ def test_a_missing_image_costs_its_row_only(make_record, samples_folder):
 
 def test_no_samples_no_pictures(make_record):
     assert draw_pictures(make_record(APS)).rows == ()
+
+
+def test_each_layer_has_a_picture_with_the_tokens_that_it_refines(make_record, samples_folder):
+    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    (image,) = pictures.layers
+    assert (image.image_id, [cell for cell, _ in image.rows]) == ("7", ["a", "base"])
+    first, second = image.rows[0][1]
+    # 15 of 30 tokens are refined at all, 8 of them by both layers.
+    assert (first.title, first.caption) == ("layer 1", "50 % kept")
+    assert (second.title, second.caption) == ("layer 2", "27 % kept")
+    with Image.open(io.BytesIO(second.jpeg)) as opened:
+        assert max(opened.size) <= LAYER_SIDE
+        pixels = np.asarray(opened, dtype=float)
+    with Image.open(io.BytesIO(first.jpeg)) as opened:
+        brighter = np.asarray(opened, dtype=float).std(axis=2)
+    # The third of four rows of tokens, in the upper half of the tile: refined by the first layer
+    # only, so it is grey in the second.
+    row = round(pixels.shape[0] * 2.5 / 4 / 2)
+    right = slice(pixels.shape[1] // 2, None)  # the detection lies on the left
+    assert brighter[row, right].mean() > 1.5 * pixels.std(axis=2)[row, right].mean()
+
+
+def test_classes_are_told_apart_by_letters_as_well_as_by_colour(make_record, samples_folder):
+    names = ["shark", "starfish", "stingray", "fish", "star"]
+    assert [abbreviated(names, n) for n in range(5)] == ["sh", "starf", "sti", "f", "star"]
+    assert abbreviated(["a", "a"], 0) == "a"
+    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    assert [entry[:2] for entry in pictures.legend] == [("ring", "r"), ("cross", "c")]

@@ -5,10 +5,18 @@ from dataclasses import replace
 import matplotlib
 import pytest
 
-from focus_lab.analysis import drawing, plots
+from focus_lab.analysis import class_plots, drawing, keep_ratio_plots, plots
 from focus_lab.analysis.summary import compare
 
-ALL = (plots.pareto_plot, plots.keep_ratio_plot, plots.curves_plot, plots.cost_plot)
+ALL = (
+    plots.pareto_plot,
+    keep_ratio_plots.keep_ratio_plot,
+    keep_ratio_plots.recall_plot,
+    plots.curves_plot,
+    class_plots.class_plot,
+    plots.cost_plot,
+)
+OF_CELLS = (plots.pareto_plot, plots.curves_plot, class_plots.class_plot, plots.cost_plot)
 APS = {f"cell {i}": {0: 0.2 + i / 50, 1: 0.21 + i / 40} for i in range(4)}
 
 
@@ -48,10 +56,9 @@ def test_labels_of_close_cells_do_not_cover_each_other(make_record, count):
 
 def test_names_are_shown_letter_by_letter(make_record):
     names = {"_hidden": {0: 0.2}, "$x^2$ <b>&": {0: 0.3}, "日本": {0: 0.25}}
-    for draw in ALL:
+    for draw in OF_CELLS:
         text = "".join(ET.fromstring(draw(compare(make_record(names)))).itertext())
-        if draw is not plots.keep_ratio_plot:
-            assert all(name in text for name in names)
+        assert all(name in text for name in names)
 
 
 def test_inline_svg_names_no_address_and_takes_the_pages_colours(make_record):
@@ -67,6 +74,40 @@ def test_cells_that_differ_in_more_than_the_keep_ratio_get_their_own_line(make_r
         replace(c, overrides=c.overrides | ({"model.scoring": "dense"} if place % 2 else {}))
         for place, c in enumerate(record.cells)
     ]
-    text = plots.keep_ratio_plot(compare(replace(record, cells=tuple(cells))))
+    text = keep_ratio_plots.keep_ratio_plot(compare(replace(record, cells=tuple(cells))))
     assert "scoring dense" in text
     assert re.search("foreground share 14 %", text)
+
+
+def test_the_pareto_plot_writes_each_cells_chance_beside_its_name(make_record):
+    text = "".join(ET.fromstring(plots.pareto_plot(compare(make_record(APS)))).itertext())
+    assert "cell 0 (100 %)" in text
+    one_seed = {name: {0: by_seed[0]} for name, by_seed in APS.items()}
+    text = "".join(ET.fromstring(plots.pareto_plot(compare(make_record(one_seed)))).itertext())
+    assert "cell 0" in text
+    assert "%" not in text
+
+
+def test_recall_has_a_line_a_level_and_a_size_of_box(make_record):
+    text = "".join(
+        ET.fromstring(keep_ratio_plots.recall_plot(compare(make_record(APS)))).itertext()
+    )
+    for name in ("level 0", "level 1", "small boxes", "large boxes"):
+        assert name in text
+    assert "level 2" not in text
+    assert "medium" not in text
+
+
+def test_of_many_classes_those_are_drawn_on_which_the_cells_differ(make_record):
+    record = make_record({"a": {0: 0.2}, "base": {0: 0.3}})
+    trials = []
+    for place, trial in enumerate(record.trials):
+        aps = {f"same{i}": 0.5 for i in range(class_plots.MAX_CLASSES)}
+        aps |= {"odd": 0.1 + 0.5 * place, "even": 0.6 - 0.3 * place}
+        curves = {f"coco/AP_class/{name}": [(1, ap)] for name, ap in aps.items()}
+        trials.append(replace(trial, curves=trial.curves | curves))
+    svg = class_plots.class_plot(compare(replace(record, trials=tuple(trials))))
+    known = re.compile(r"same\d+|odd|even|ring|cross")
+    labels = [text for text in ET.fromstring(svg).itertext() if known.fullmatch(text)]
+    assert len(labels) == class_plots.MAX_CLASSES
+    assert {"odd", "even"} <= set(labels)

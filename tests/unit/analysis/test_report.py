@@ -54,7 +54,8 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(make_record, samples_f
     page = write_report(make_record(APS, samples=samples_folder), tmp_path / "out")
     assert page == tmp_path / "out" / PAGE
     checker = _checked(page.read_text())
-    assert checker.images == 3
+    # Ground truth and two cells, then both layers of both cells.
+    assert checker.images == 7
 
 
 def test_one_seed_is_said_on_the_page_and_in_markdown(make_record, tmp_path):
@@ -72,7 +73,7 @@ def test_markdown_names_the_plots_that_were_written(make_record, tmp_path):
     write_report(make_record(APS), tmp_path)
     named = re.findall(r"\(plots/(\w+\.svg)\)", (tmp_path / "report.md").read_text())
     assert sorted(named) == sorted(path.name for path in (tmp_path / "plots").iterdir())
-    assert len(named) == 4
+    assert len(named) == 6
 
 
 def test_the_machine_form_is_strict_json(make_record, tmp_path):
@@ -145,10 +146,30 @@ def test_writing_again_gives_the_same_files_and_leaves_no_parts(make_record, tmp
     first = write_report(record, tmp_path).read_bytes()
     assert write_report(record, tmp_path).read_bytes() == first
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["plots", "report.html", "report.json", "report.md"]
+    assert names == ["plots", "report.html", "report.json", "report.md", "tables"]
+    names = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    assert names == ["ablation.tex", "accuracy.tex", "cells.csv", "cost.tex", "trials.csv"]
 
 
 def test_a_plot_that_is_no_longer_drawn_is_removed(make_record, tmp_path):
     write_report(make_record(APS), tmp_path)
     write_report(make_record(APS, trials=()), tmp_path)
     assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_the_page_shows_precision_and_the_confusion_of_the_baseline_first(
+    make_record, samples_folder, tmp_path
+):
+    page = write_report(make_record(APS, samples=samples_folder), tmp_path / "out")
+    text = page.read_text()
+    assert "precision at IoU 0.50" in text
+    assert text.index("<summary>base</summary>") < text.index("<summary>keep_ratio=0.1</summary>")
+    row = re.search(r"<tr><th scope=.row.>ring \(10\)</th>(.*?)</tr>", text)[1]
+    assert re.sub(r"<[^>]+>", " ", row).split() == ["60", "20", "20"]
+    assert "--share: 0.600" in row
+
+
+def test_a_page_without_breakdowns_says_so(make_record, tmp_path):
+    text = write_report(make_record(APS), tmp_path).read_text()
+    assert "No trial that succeeded has counted its confusions." in text
+    assert "No trial that succeeded has kept its curves." in text

@@ -1,0 +1,65 @@
+"""Tables for papers: plain LaTeX, no package needed."""
+
+from __future__ import annotations
+
+import re
+
+from focus_lab.analysis.tables import Table
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+    "|": r"\textbar{}",
+    '"': "''",
+    # After a line's end a bracket would be its argument.
+    "[": "{[}",
+    "]": "{]}",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "—": "--",
+    "…": r"\ldots{}",
+    "\N{NARROW NO-BREAK SPACE}": r"\,",
+    "\N{NO-BREAK SPACE}": "~",
+}
+_SPECIAL = re.compile("|".join(map(re.escape, _ESCAPES)))
+
+
+def escaped(text: str) -> str:
+    """Text that LaTeX sets letter by letter; letters beyond Latin need a font that has them."""
+    return _SPECIAL.sub(lambda found: _ESCAPES[found[0]], text)
+
+
+def as_latex(table: Table, note: str = "") -> str:
+    """A `tabular` with rules above, below the head and at the end; caption and note as comments.
+
+    Args:
+        table: what to set; columns without any text are left out.
+        note: what a reader of the source must know, for example that the search was exploratory.
+    """
+    filled = [
+        place
+        for place in range(len(table.columns))
+        if not table.rows or any(row[place] for row in table.rows)
+    ]
+    kinds = "".join("l" if place in table.text_columns else "r" for place in filled)
+    lines = [f"% {line}" for line in (table.caption, note) if line]
+    lines += [rf"\begin{{tabular}}{{{kinds}}}", r"\hline"]
+    lines.append(_line([table.columns[place] for place in filled]))
+    lines.append(r"\hline")
+    lines += [_line([row[place] for place in filled]) for row in table.rows]
+    lines += [r"\hline", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+def _line(texts: list[str]) -> str:
+    return " & ".join(map(escaped, texts)) + r" \\"
