@@ -169,12 +169,36 @@ def _foreground(comparison: Comparison) -> list[str]:
 
 
 def _unfinished(comparison: Comparison) -> list[str]:
+    """What is part of no mean: trials without success, and those that were stopped early."""
+    record = comparison.record
     counts: dict[str, int] = {}
-    for trial in comparison.record.trials:
+    for trial in record.trials:
         if trial.state != "SUCCEEDED":
             counts[trial.state.lower()] = counts.get(trial.state.lower(), 0) + 1
+    stopped = [trial for trial in record.trials if record.stopped_before(trial) is not None]
+    if stopped:
+        counts["stopped early"] = len(stopped)
     if not counts:
         return []
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    total = len(comparison.record.trials)
-    return [f"Of {total} trials {states}: listed below, and part of no mean."]
+    sentences = [f"Of {len(record.trials)} trials {states}: listed below, and part of no mean."]
+    named = dict.fromkeys(trial.cell for trial in stopped)
+    unranked = [cell for cell in comparison.cells if cell.name in named and not cell.n]
+    if unranked:
+        sentences.append(
+            f"Every trial of {phrases.names(unranked)} that succeeded was stopped early, so "
+            "nothing is ranked there: numbers of a shorter training are not compared."
+        )
+    return sentences
+
+
+def exploratory(comparison: Comparison) -> str:
+    """A warning when the experiment can only suggest; empty when it can confirm."""
+    reasons = comparison.record.exploratory
+    if not reasons:
+        return ""
+    return (
+        f"Exploratory: {' and '.join(reasons)}. Intervals and p-values do not know that, so they "
+        "are too sure of themselves; confirm what looks good in a grid of a few cells with new "
+        "seeds and no early stopping."
+    )

@@ -28,7 +28,8 @@ class TrialRecord:
     cell: str
     seed: int
     state: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED; only SUCCEEDED trials are compared."""
+    """PENDING, RUNNING, SUCCEEDED, FAILED or CANCELLED; only SUCCEEDED trials are compared, and of
+    these only those that were trained to their end."""
     message: str | None = None
     """Why it failed, or has no numbers, in a sentence."""
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
@@ -40,6 +41,11 @@ class TrialRecord:
         """Value at the last epoch: not the best, which the validation images would have chosen."""
         points = self.curves.get(metric)
         return points[-1][1] if points else None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it came through; 0 when none is known."""
+        return max((points[-1][0] for points in self.curves.values() if points), default=0)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,51 @@ class ExperimentRecord:
     """Mean share of feature tokens whose centre lies in a box, over the validation images."""
 
     def trials_of(self, cell: str) -> list[TrialRecord]:
-        """Succeeded trials of a cell, by seed."""
-        found = [t for t in self.trials if t.cell == cell and t.state == "SUCCEEDED"]
+        """Trials of a cell that succeeded and were not stopped early, by seed."""
+        found = [
+            trial
+            for trial in self.trials
+            if trial.cell == cell
+            and trial.state == "SUCCEEDED"
+            and self.stopped_before(trial) is None
+        ]
         return sorted(found, key=lambda trial: trial.seed)
+
+    def stopped_before(self, trial: TrialRecord) -> int | None:
+        """Epochs that a trial should have had, when it succeeded with fewer of them.
+
+        Its numbers are those of a shorter training and are never compared with finished ones.
+        """
+        planned = self._planned_epochs(trial.cell)
+        short = planned is not None and 0 < trial.epochs < planned
+        return planned if short and trial.state == "SUCCEEDED" else None
+
+    @property
+    def exploratory(self) -> tuple[str, ...]:
+        """Why the experiment can suggest but not confirm; empty when it is confirmatory."""
+        sweep = self.spec.get("sweep") or {}
+        search = _kind(sweep.get("search"), "grid")
+        stopping = _kind(sweep.get("early_stopping"), "none")
+        reasons = []
+        if search != "grid":
+            reasons.append(f"its cells were chosen by a search ({search}), not by a plan")
+        if stopping != "none":
+            reasons.append(f"weak trials were stopped early ({stopping})")
+        return tuple(reasons)
+
+    def _planned_epochs(self, cell: str) -> int | None:
+        overrides = next((c.overrides for c in self.cells if c.name == cell), {})
+        changed = overrides.get("training")
+        for found in (
+            overrides.get("training.epochs"),
+            changed.get("epochs") if isinstance(changed, dict) else None,
+            (self.spec.get("training") or {}).get("epochs"),
+        ):
+            if isinstance(found, int):
+                return found
+        return None
+
+
+def _kind(variant: object, default: str) -> str:
+    kind = variant.get("kind", default) if isinstance(variant, dict) else default
+    return str(kind)

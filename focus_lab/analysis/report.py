@@ -20,7 +20,7 @@ from focus_lab.analysis.ablation import ablation_table
 from focus_lab.analysis.breakdowns import Breakdown, read_breakdowns
 from focus_lab.analysis.confusion import ConfusionTable, confusion_table
 from focus_lab.analysis.figures import Plot, draw_plots
-from focus_lab.analysis.findings import Findings, find
+from focus_lab.analysis.findings import Findings, exploratory, find
 from focus_lab.analysis.latex import as_latex
 from focus_lab.analysis.records import ExperimentRecord
 from focus_lab.analysis.spreadsheet import CELLS, TRIALS, cells_csv, trials_csv
@@ -69,7 +69,7 @@ def write_report(record: ExperimentRecord, folder: Path) -> Path:
         if stale.name not in kept:
             stale.unlink()
     for name in ("ablation", "accuracy", "cost"):
-        _write(folder / TABLES / f"{name}.tex", as_latex(context[name]))
+        _write(folder / TABLES / f"{name}.tex", as_latex(context[name], context["exploratory"]))
     _write(folder / TABLES / CELLS, cells_csv(comparison))
     _write(folder / TABLES / TRIALS, trials_csv(record))
     environment = _environment()
@@ -86,6 +86,7 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "title": q.printable(record.name),
         "description": q.printable(record.description) if record.description else "",
         "findings": found,
+        "exploratory": exploratory(comparison),
         "ablation": ablation_table(comparison),
         "accuracy": tables.accuracy_table(comparison),
         "cost": tables.cost_table(comparison),
@@ -126,6 +127,7 @@ def _machine_text(record: ExperimentRecord, found: Findings) -> str:
         "description": record.description,
         "objectives": record.objectives,
         "foreground_share": record.foreground_share,
+        "exploratory": list(record.exploratory),
         "findings": {"answer": found.answer, "certainty": found.certainty},
         "cells": tables.cells_as_json(record),
         "trials": [
@@ -135,6 +137,7 @@ def _machine_text(record: ExperimentRecord, found: Findings) -> str:
                 "seed": trial.seed,
                 "state": trial.state,
                 "message": trial.message,
+                "stopped_early": record.stopped_before(trial) is not None,
                 "metrics": {metric: trial.final(metric) for metric in sorted(trial.curves)},
             }
             for trial in record.trials

@@ -110,17 +110,18 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 def trials_table(record: ExperimentRecord) -> Table:
-    """A row a trial: what became of it. Unfinished trials show how far they came."""
+    """A row a trial: what became of it. Unfinished and stopped trials show how far they came."""
     rows = []
     for trial in record.trials:
-        epoch = max((points[-1][0] for points in trial.curves.values() if points), default=0)
+        stopped = record.stopped_before(trial)
         seconds = [value for _, value in trial.curves.get("train/seconds", [])]
         ap = trial.final(AP)
         rows.append(
             (
                 f"{q.printable(trial.cell)}, seed {trial.seed}",
-                trial.state.lower(),
-                str(epoch) if epoch else q.MISSING,
+                "stopped early" if stopped else trial.state.lower(),
+                (str(trial.epochs) if trial.epochs else q.MISSING)
+                + (f" of {stopped}" if stopped else ""),
                 q.NO_BOX if ap is not None and q.is_no_box(AP, ap) else q.number(AP, ap),
                 q.number("train/seconds", sum(seconds) if seconds else None),
                 q.printable(trial.message) if trial.message else "",
@@ -186,6 +187,8 @@ def as_text(record: ExperimentRecord) -> str:
             break
     if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
         lines.append("One seed decides nothing: the order of the cells may change with another.")
+    if record.exploratory:
+        lines.append("Exploratory: the report says why this confirms nothing.")
     return "\n".join(lines)
 
 

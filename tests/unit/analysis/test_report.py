@@ -173,3 +173,25 @@ def test_a_page_without_breakdowns_says_so(make_record, tmp_path):
     text = write_report(make_record(APS), tmp_path).read_text()
     assert "No trial that succeeded has counted its confusions." in text
     assert "No trial that succeeded has kept its curves." in text
+
+
+EXPLORING = {
+    "training": {"epochs": 2},
+    "sweep": {"search": {"kind": "random"}, "early_stopping": {"kind": "asha"}},
+}
+
+
+def test_an_exploratory_experiment_is_labelled_in_every_form(make_record, tmp_path):
+    page = write_report(make_record(APS, spec=EXPLORING), tmp_path)
+    assert "<b>Exploratory</b>: its cells were chosen by a search (random)" in page.read_text()
+    assert "weak trials were stopped early (asha)" in page.read_text()
+    assert "**Exploratory**" in (tmp_path / "report.md").read_text()
+    assert "% Exploratory" in (tmp_path / "tables" / "ablation.tex").read_text()
+    assert len(json.loads((tmp_path / "report.json").read_text())["exploratory"]) == 2
+
+
+def test_a_grid_without_early_stopping_is_not(make_record, tmp_path):
+    planned = {"sweep": {"search": {"kind": "grid"}, "early_stopping": {"kind": "none"}}}
+    text = write_report(make_record(APS, spec=planned), tmp_path).read_text()
+    assert "Exploratory" not in text
+    assert json.loads((tmp_path / "report.json").read_text())["exploratory"] == []
