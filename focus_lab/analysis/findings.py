@@ -90,6 +90,9 @@ def _front(comparison: Comparison) -> list[str]:
             ". In brackets the chance of being on the front if all seeds were run, drawn from the "
             f"{len(comparison.chances.seeds)} that these cells have in common"
         )
+        others = [cell for cell in (*front, *beaten) if cell.name not in comparison.chances.front]
+        if others:
+            text += f"; {phrases.names(others)}, with too few seeds, cannot be part of that"
     return [f"{text}."]
 
 
@@ -198,7 +201,7 @@ def exploratory(comparison: Comparison) -> str:
     if not reasons:
         return ""
     return (
-        f"Exploratory: {' and '.join(reasons)}. Intervals and p-values do not know that, so they "
+        f"Exploratory: {', and '.join(reasons)}. Intervals and p-values do not know that, so they "
         "are too sure of themselves; confirm what looks good in a grid of a few cells with new "
         "seeds and no early stopping."
     )

@@ -8,12 +8,34 @@ from focus_lab.analysis.class_plots import precision_plot
 from focus_lab.analysis.confusion import MAX_CLASSES, confusion_table
 from focus_lab.analysis.summary import compare
 from focus_lab.training import breakdown as written
+from focus_lab.training.scoring import Found, coco_scores
 
 APS = {"a": {0: 0.2, 1: 0.3}, "base": {0: 0.3}}
 
 
-def test_what_training_writes_is_what_analysis_reads(samples_folder):
-    assert written.FILE == FILE
+def test_what_training_writes_is_what_analysis_reads(tmp_path):
+    truth = {
+        "images": [{"id": 4, "width": 90, "height": 90}],
+        "categories": [{"id": 7, "name": "ring"}, {"id": 9, "name": "cross"}],
+        "annotations": [
+            {"id": 1, "image_id": 4, "category_id": 9, "bbox": [5, 5, 40, 40], "area": 1600,
+             "iscrowd": 0}
+        ],
+    }  # fmt: skip
+    detected = Found(
+        np.array([4, 4]),
+        np.array([7, 9]),
+        np.array([[60.0, 60, 20, 20], [5, 5, 40, 40]]),
+        np.array([0.8, 0.9]),
+    )
+    path = written.write_breakdown(truth, detected, coco_scores(truth, detected), tmp_path)
+    assert path.name == FILE
+    found = read_breakdown(tmp_path)
+    assert found.confusion.tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 0]]
+    assert found.precision["0.75"].tolist() == [1.0] * 101
+
+
+def test_counts_are_read_as_rows_of_the_truth(samples_folder):
     found = read_breakdown(samples_folder)
     assert found.class_names == ("ring", "cross")
     assert found.confusion.tolist() == [[6, 2, 2], [0, 5, 0], [3, 0, 0]]

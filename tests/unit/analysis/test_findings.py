@@ -71,6 +71,13 @@ def test_the_front_names_chances_and_the_knee_its_own(make_record):
     assert "knee, after which more cost buys less, is b; of the draws" in answer
 
 
+def test_a_cell_with_too_few_seeds_has_no_chance_and_is_named(make_record):
+    aps = {"a": {0: 0.1}, "b": {0: 0.42, 1: 0.43}, "base": {0: 0.43, 1: 0.44}}
+    answer, _ = _find(make_record(aps))
+    assert ": a, b (100 %) and base (" in answer
+    assert "in common; a, with too few seeds, cannot be part of that." in answer
+
+
 def test_one_seed_never_wins(make_record):
     answer, _ = _find(make_record({"a": {0: 0.1}, "b": {0: 0.42}, "base": {0: 0.43}}))
     assert "which one seed does not decide" in answer
