@@ -227,7 +227,8 @@ def test_a_trial_goes_on_from_the_storage_on_a_machine_that_has_nothing(
         assert mine["loss/total"] == theirs["loss/total"]
         assert mine["coco/AP"] == theirs["coco/AP"]
     kept = names(url)
-    assert {MANIFEST, f"checkpoints/{BEST}", f"{SAMPLES}/samples.json"} <= kept
+    wanted = {f"{SAMPLES}/samples.json", f"{SAMPLES}/breakdown.json"}
+    assert {MANIFEST, f"checkpoints/{BEST}"} | wanted <= kept
     saved: list[Any] = [
         checkpoints.latest(checkpoint_folder(tmp_path / name)) for name in ("undisturbed", "two")
     ]
