@@ -30,6 +30,7 @@ from focus_lab.analysis.tables import Table
 PAGE = "report.html"
 MARKDOWN = "report.md"
 MACHINE = "report.json"
+TERMINAL = "report.txt"
 PLOTS = "plots"
 TABLES = "tables"
 MAX_CONFUSIONS = 8
@@ -37,7 +38,7 @@ MAX_CONFUSIONS = 8
 
 
 def write_report(record: ExperimentRecord, folder: Path) -> Path:
-    """Write `report.html`, `report.md`, `report.json`, `plots/*.svg` and `tables/*`.
+    """Write `report.html`, `.md`, `.json` and `.txt`, `plots/*.svg` and `tables/*`.
 
     Each file is replaced in one step, so a reader never sees half of it. Works on whatever the
     record has: what is missing is said to be missing.
@@ -74,6 +75,7 @@ def write_report(record: ExperimentRecord, folder: Path) -> Path:
     _write(folder / TABLES / TRIALS, trials_csv(record))
     environment = _environment()
     _write(folder / MACHINE, _machine_text(record, found))
+    _write(folder / TERMINAL, tables.as_text(record) + "\n")
     _write(folder / MARKDOWN, environment.get_template("report.md.jinja").render(context))
     _write(folder / PAGE, environment.get_template("report.html.jinja").render(context))
     return folder / PAGE

@@ -12,7 +12,7 @@ import traceback
 
 import typer
 
-from focus_lab.cli import bench, data, experiments, models, service
+from focus_lab.cli import bench, control, data, experiments, models, service
 from focus_lab.cli.terminal import RUNS, Json, Out, new_table, out, print_json, talk
 from focus_lab.errors import FocusLabError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Experiments and ablations for Focus-DETR: AP against compute, with uncertainty.",
 )
 app.add_typer(experiments.app)
+app.add_typer(control.app)
 app.add_typer(models.app)
 app.add_typer(service.app)
 app.add_typer(service.token_app, name="token")

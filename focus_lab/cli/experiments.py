@@ -16,6 +16,7 @@ from focus_lab.cli.terminal import (
     Name,
     Only,
     Out,
+    Server,
     Set,
     StoreUrl,
     Tracking,
@@ -26,7 +27,7 @@ from focus_lab.cli.terminal import (
     results_alone_on_stdout,
     talk,
 )
-from focus_lab.errors import SpecError
+from focus_lab.errors import SpecError, UserError
 
 if TYPE_CHECKING:
     from focus_lab.lab.executor import Executor
@@ -62,6 +63,7 @@ def sweep(
     ship: Annotated[
         bool, typer.Option("--ship", help="Send this package to the cluster's machines.")
     ] = False,
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Run an experiment to its report; run it again to continue."""
@@ -72,6 +74,13 @@ def sweep(
     spec, plan = load_experiment(file, settings)
     cells = tuple(only or ())
     plan.check_names(cells)
+    if server:
+        if cells:
+            raise UserError("--only: a service runs whole experiments; leave it out with --server")
+        from focus_lab.cli import remote
+
+        remote.sweep(server, spec, as_json=as_json)
+        return
     chosen: Executor = InProcessExecutor()
     if executor is ExecutorName.RAY:
         chosen = TuneExecutor(spec.compute, address, ship=ship)
@@ -80,7 +89,7 @@ def sweep(
             "compute.workers: --executor in-process has this process only, got "
             f"{spec.compute.workers}; set it to 1 or take --executor ray"
         )
-    _run(spec, plan, cells, out_dir, store, tracking_uri, chosen, as_json)
+    run_sweep(spec, plan, cells, out_dir, store, tracking_uri, chosen, as_json)
 
 
 @app.command()
@@ -109,7 +118,7 @@ def train(
     chosen: Executor = InProcessExecutor()
     if spec.compute.workers > 1:
         chosen = TuneExecutor(spec.compute)
-    _run(single, plan(single), (), out_dir, store, tracking_uri, chosen, as_json)
+    run_sweep(single, plan(single), (), out_dir, store, tracking_uri, chosen, as_json)
 
 
 @app.command("plan")
@@ -118,13 +127,20 @@ def show_plan(
     settings: Set = None,
     only: Only = None,
     time: Annotated[bool, typer.Option(help="Measure a training step for the estimate.")] = True,
+    server: Server = None,
     as_json: Json = False,
 ) -> None:
     """Show what would run and what it would cost; runs nothing."""
     from focus_lab.specs.load import load_experiment
-    from focus_lab.training.estimate import estimate
 
     spec, plan = load_experiment(file, settings)
+    if server:
+        from focus_lab.cli import remote
+
+        remote.plan(server, spec, as_json=as_json)
+        return
+    from focus_lab.training.estimate import estimate
+
     talk.print("counting …")
     found = estimate(plan.keep(tuple(only or ())), measure=time)
     trials = sum(one.trials for one in found)
@@ -159,9 +175,14 @@ def show_plan(
 @app.command()
 def report(
     name: Name, out_dir: Out = RUNS, store: StoreUrl = None, tracking_uri: Tracking = None,
-    as_json: Json = False,
+    server: Server = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Write the report of an experiment as it stands: page, Markdown, JSON."""
+    if server:
+        from focus_lab.cli import remote
+
+        remote.report(server, name, as_json=as_json)
+        return
     from focus_lab.lab.lab import open_lab
 
     with open_lab(out_dir, store, tracking_uri, create=False) as lab:
@@ -170,8 +191,15 @@ def report(
 
 
 @app.command("list")
-def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json = False) -> None:
+def list_experiments(
+    out_dir: Out = RUNS, store: StoreUrl = None, server: Server = None, as_json: Json = False
+) -> None:
     """Experiments of the lab."""
+    if server:
+        from focus_lab.cli import remote
+
+        remote.list_experiments(server, as_json=as_json)
+        return
     from focus_lab.lab.database import NoStoreError
     from focus_lab.lab.lab import store_url
     from focus_lab.lab.store import Store
@@ -210,9 +238,14 @@ def list_experiments(out_dir: Out = RUNS, store: StoreUrl = None, as_json: Json 
 @app.command()
 def status(
     name: Name, out_dir: Out = RUNS, store: StoreUrl = None, tracking_uri: Tracking = None,
-    as_json: Json = False,
+    server: Server = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Trials of an experiment: state, epochs, AP, and why one failed."""
+    if server:
+        from focus_lab.cli import remote
+
+        remote.status(server, name, as_json=as_json)
+        return
     from focus_lab.lab.lab import open_lab
 
     with open_lab(out_dir, store, tracking_uri, create=False) as lab:
@@ -254,7 +287,7 @@ def ui(
     )
 
 
-def _run(
+def run_sweep(
     spec: ExperimentSpec,
     plan: Plan,
     cells: tuple[str, ...],
@@ -264,6 +297,7 @@ def _run(
     executor: Executor,
     as_json: bool,
 ) -> None:
+    """Carry out an experiment here, print its result, and end with the code that it means."""
     from focus_lab.lab.launch import launch
     from focus_lab.lab.progress import make_progress
 

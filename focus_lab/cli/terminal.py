@@ -37,6 +37,16 @@ Tracking = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of an experiment; see `focus-lab list`.")]
 
+Server = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        envvar="FOCUS_LAB_SERVER",
+        help="A service that does it instead; its token is read from FOCUS_LAB_TOKEN.",
+    ),
+]
+
 RUNS = Path("runs")
 
 

@@ -48,6 +48,7 @@ class Client:
         url: address of the service.
         token: of `focus-lab token create`; None where the service asks for none.
         patience_s: for how long a broken connection is tried again.
+        note: told when the service does not answer, and is tried again.
         transport: instead of the network, for tests.
         pause: waits for some seconds.
     """
@@ -58,6 +59,7 @@ class Client:
         token: str | None = None,
         *,
         patience_s: float = 300.0,
+        note: Callable[[str], None] = lambda text: None,
         transport: httpx2.BaseTransport | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -66,6 +68,7 @@ class Client:
                 f"--server: must be an address, got {url!r}; for example http://localhost:8000"
             )
         self.url, self._patience_s, self._pause = url.rstrip("/"), patience_s, pause
+        self._note = note
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx2.Client(
             base_url=self.url, headers=headers, timeout=_ASK_S, transport=transport
@@ -159,7 +162,7 @@ class Client:
         return _read(models.CurveList, answer).items
 
     def report(self, name: str, form: str = "html") -> bytes:
-        """Its report: html, md, json, csv or tex."""
+        """Its report: html, md, json, txt, csv or tex."""
         path = f"/experiments/{_part(name)}/report"
         return self._ask("GET", path, params={"format": form}).content
 
@@ -240,7 +243,9 @@ class Client:
                         after = event_id or after
                         yield event_id, models.Event.model_validate_json(data)
             except (httpx2.TransportError, ServiceUnreachableError) as error:
-                silent_since = silent_since or time.monotonic()
+                if silent_since is None:
+                    silent_since = time.monotonic()
+                    self._tell(error)
                 if time.monotonic() - silent_since > self._patience_s:
                     raise self._unreachable(error) from error
             self._pause(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
@@ -263,8 +268,14 @@ class Client:
                 pause = _PAUSES_S[min(tries, len(_PAUSES_S) - 1)]
                 if time.monotonic() + pause - begun > self._patience_s:
                     raise self._unreachable(error) from error
+                if tries == 0:
+                    self._tell(error)
                 self._pause(pause)
                 tries += 1
+
+    def _tell(self, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        self._note(f"service {self.url}: does not answer ({reason}); trying again …")
 
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
         reason = str(error) or type(error).__name__

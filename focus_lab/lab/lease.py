@@ -70,6 +70,13 @@ def new_owner() -> str:
     return f"{_machine()}:{pid}:{_started(pid)}:{secrets.token_hex(4)}"
 
 
+def process_of(owner: str) -> int | None:
+    """The process id of an owner on this machine; None of one elsewhere."""
+    machine, _, rest = owner.partition(":")
+    pid = rest.partition(":")[0]
+    return int(pid) if machine == _machine() and pid.isdigit() else None
+
+
 def is_dead(owner: str) -> bool:
     """Whether a lease's owner is a process of this machine, or container, that has ended.
 

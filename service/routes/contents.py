@@ -33,8 +33,9 @@ _REPORTS = {
     "html": "report.html",
     "md": "report.md",
     "json": "report.json",
-    "csv": "report.csv",
-    "tex": "report.tex",
+    "txt": "report.txt",
+    "csv": "tables/cells.csv",
+    "tex": "tables/ablation.tex",
 }
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
@@ -86,7 +87,7 @@ def curves(
             "description": "The report",
             "content": {
                 kind: {"schema": {"type": "string"}}
-                for kind in ("text/html", "text/markdown", "text/csv", "text/x-tex")
+                for kind in ("text/html", "text/markdown", "text/plain", "text/csv", "text/x-tex")
             }
             | {"application/json": {"schema": {"type": "object"}}},
         }
@@ -98,7 +99,7 @@ def report(
     _: Reader,
     request: Request,
     form: Annotated[
-        Literal["html", "md", "json", "csv", "tex"] | None,
+        Literal["html", "md", "json", "txt", "csv", "tex"] | None,
         Query(alias="format", description="Otherwise by the Accept header."),
     ] = None,
 ) -> Response:
@@ -115,7 +116,13 @@ def report(
             f"experiment {stored.name}: has no report ({chosen}) yet; it is written when its "
             "trials have ended",
         )  # fmt: skip
-    kinds = {"html": "text/html", "md": "text/markdown", "csv": "text/csv", "tex": "text/x-tex"}
+    kinds = {
+        "html": "text/html",
+        "md": "text/markdown",
+        "txt": "text/plain",
+        "csv": "text/csv",
+        "tex": "text/x-tex",
+    }
     headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"}
     return FileResponse(file, media_type=kinds.get(chosen, "application/json"), headers=headers)
 

@@ -193,9 +193,7 @@ def decide(
     shares = _shares(holding, capacity, usage)
     order = sorted(waiting, key=lambda w: (-score(w, shares, policy, now), w.queued_at, w.id))
     if capacity is None or (not capacity.nodes and not capacity.limit):
-        text = (
-            "the Ray cluster does not answer, or has no machine; it starts when there is one"
-        )
+        text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
         away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(order, 1)}
         return Decision(away, ())
     free = capacity.total - sum((held.granted for held in holding), Resources())

@@ -1,0 +1,248 @@
+"""What commands do when a service does the work: the same words, over REST."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from focus_lab.cli.terminal import new_table, out, print_json, talk
+from focus_lab.client import Client
+from focus_lab.client import models as said
+from focus_lab.client.client import RefusedError
+from focus_lab.specs.experiment import ExperimentSpec
+
+
+_LONG_S = 3600.0
+"""For how long a sweep waits for a service that is away: it goes on meanwhile."""
+
+
+def connect(server: str, patience_s: float = 10.0) -> Client:
+    """A client with the token of the environment: a command line is seen by others."""
+    token = os.environ.get("FOCUS_LAB_TOKEN")
+    if file := os.environ.get("FOCUS_LAB_TOKEN_FILE"):
+        token = Path(file).read_text().strip()
+    return Client(
+        server, token, patience_s=patience_s, note=lambda text: talk.print(text, soft_wrap=True)
+    )
+
+
+def sweep(server: str, spec: ExperimentSpec, *, as_json: bool) -> None:
+    """Queue an experiment, follow it to its end, and print what it found."""
+    with connect(server, _LONG_S) as client:
+        sent = client.submit(spec.model_dump(mode="json"))
+        name = sent.experiment.name
+        verb = "queued" if sent.created else "is there already"
+        talk.print(
+            f"{name}: {verb}, {sent.experiment.trials} trials; {server}/ui/experiments/{name}"
+        )
+        try:
+            ended = follow(client, sent.experiment)
+        except KeyboardInterrupt:
+            talk.print(
+                f"{name} goes on without this command; look with `focus-lab status {name} --server "
+                f"{server}`, end it with `focus-lab cancel {name} --server {server}`"
+            )
+            raise
+        show(client, ended, as_json=as_json)
+
+
+def follow(client: Client, experiment: said.Experiment) -> said.Experiment:
+    """Print what happens until the experiment has ended, or waits for a person."""
+    if experiment.is_terminal:
+        return client.experiment(experiment.name)
+    begun, waited = experiment.submitted_at, ""
+    for _, event in client.events(experiment.id):
+        if event.at < begun:
+            # Of an earlier life of the same experiment.
+            continue
+        if event.kind in ("trial", "note"):
+            talk.print(_line(event), soft_wrap=True)
+            continue
+        now = client.experiment(experiment.id)
+        text = now.wait.text if now.wait else ""
+        if text and text != waited:
+            waited = text
+            talk.print(f"{now.name}: waits, number {now.wait.position if now.wait else 0}: {text}")
+        elif not text:
+            talk.print(f"{now.name}: {now.state.lower()}")
+        if now.is_terminal or now.state == "PAUSED":
+            return now
+    raise AssertionError("streams of events have no end")
+
+
+def show(client: Client, experiment: said.Experiment, *, as_json: bool) -> None:
+    """Print an experiment's result, and end with the code that it means."""
+    if as_json:
+        print_json(result(client, experiment.name))
+    else:
+        try:
+            out.print(client.report(experiment.name, "txt").decode().rstrip(), soft_wrap=True)
+            out.print(f"report: {client.url}/experiments/{experiment.name}/report", soft_wrap=True)
+        except RefusedError as error:
+            talk.print(str(error))
+        for trial in client.trials(experiment.name):
+            if trial.message:
+                talk.print(f"failed: {trial.name}: {trial.message}", soft_wrap=True)
+    if experiment.state != "SUCCEEDED":
+        talk.print(
+            f"{experiment.name}: {experiment.state.lower()}"
+            + (f": {experiment.message}" if experiment.message else ""),
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def result(client: Client, name: str) -> dict[str, Any]:
+    """Experiment, trials and cells as `sweep --json` prints them."""
+    found = client.experiment(name)
+    curves = client.curves(name)
+    try:
+        cells = json.loads(client.report(name, "json"))["cells"]
+    except RefusedError:
+        cells = []
+    return {
+        "experiment": {"id": found.id, "name": found.name, "state": found.state},
+        "trials": [
+            {
+                "id": trial.id,
+                "cell": trial.cell,
+                "seed": trial.seed,
+                "overrides": trial.overrides,
+                "status": trial.state,
+                "attempts": trial.attempts,
+                "metrics": {
+                    metric: points[-1][1] for metric, points in curves.get(trial.id, {}).items()
+                },
+                "mlflow_run_id": trial.mlflow_run_id,
+                "failure": trial.failure,
+                "message": trial.message,
+            }
+            for trial in client.trials(name)
+        ],
+        "cells": cells,
+    }
+
+
+def plan(server: str, spec: ExperimentSpec, *, as_json: bool) -> None:
+    """Print what a spec would run on the service."""
+    with connect(server) as client:
+        found = client.plan(spec.model_dump(mode="json"), cost=True)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    table = new_table("cell", "keep ratio", "mean over layers", "trials", "params", "GFLOPs")
+    for cell in found.cells:
+        cost = cell.cost or {}
+        table.add_row(
+            f"{cell.name} (baseline)" if cell.baseline else cell.name,
+            f"{cell.keep_ratio:g}",
+            f"{cell.mean_keep_ratio:.3g}",
+            str(cell.trials),
+            f"{cost.get('cost/params', 0) / 1e6:.2f} M",
+            f"{cost.get('cost/gflops', 0):.3g}",
+        )
+    out.print(table)
+    out.print(f"{found.trials} trials of {len(found.cells)} cells.")
+
+
+def list_experiments(server: str, *, as_json: bool) -> None:
+    """Print the service's experiments."""
+    with connect(server) as client:
+        found = list(client.experiments())
+    if as_json:
+        print_json([one.model_dump(mode="json") for one in found])
+        return
+    table = new_table("experiment", "user", "state", "trials", "waits", "age", "description")
+    for one in found:
+        waits = f"{one.wait.position}: {one.wait.text}" if one.wait else ""
+        age = _age(one.submitted_at)
+        table.add_row(
+            one.name, one.user, one.state.lower(), str(one.trials), waits, age, one.description
+        )
+    out.print(table if found else "no experiments yet; run `focus-lab sweep FILE --server URL`")
+
+
+def status(server: str, name: str, *, as_json: bool) -> None:
+    """Print an experiment's trials."""
+    with connect(server) as client:
+        if as_json:
+            print_json(result(client, name))
+            return
+        found, trials = client.experiment(name), client.trials(name)
+    out.print(
+        f"{found.name}: {found.state.lower()}" + (f", {found.message}" if found.message else "")
+    )
+    if found.wait:
+        out.print(f"waits, number {found.wait.position}: {found.wait.text}", soft_wrap=True)
+    table = new_table("trial", "state", "attempts", "epoch", "message")
+    for trial in trials:
+        epoch = f"{trial.progress.epoch}/{trial.epochs}" if trial.progress else f"/{trial.epochs}"
+        table.add_row(
+            trial.name, trial.state.lower(), str(trial.attempts), epoch, trial.message or ""
+        )
+    out.print(table)
+
+
+def act(server: str, name: str, action: str) -> None:
+    """Cancel, pause, resume or retry."""
+    with connect(server) as client:
+        done: said.Experiment = getattr(client, action)(name)
+    out.print(f"{done.name}: {done.state.lower()}")
+
+
+def logs(server: str, name: str, trial: str | None, rank: int, *, follow_on: bool) -> None:
+    """Print a log."""
+    with connect(server) as client:
+        shown = ""
+        while True:
+            ended = client.experiment(name).state not in _ADMITTED
+            text = client.log(name, trial, rank)
+            # A log that was cut at its beginning is shown anew.
+            new = text[len(shown) :] if text.startswith(shown) else text
+            out.print(new, end="", soft_wrap=True)
+            shown = text
+            if ended or not follow_on:
+                return
+            time.sleep(2.0)
+
+
+_ADMITTED = ("QUEUED", "STARTING", "RUNNING", "PAUSING", "CANCELLING")
+
+
+def report(server: str, name: str, *, as_json: bool) -> None:
+    """Print an experiment's result as it stands, and fetch its page."""
+    with connect(server) as client:
+        if as_json:
+            print_json(result(client, name))
+            return
+        text = client.report(name, "txt").decode()
+        page = Path(f"{name}.html")
+        page.write_bytes(client.report(name, "html"))
+    out.print(text.rstrip(), soft_wrap=True)
+    out.print(f"report: {page}")
+
+
+def _line(event: said.Event) -> str:
+    data = event.data
+    if event.kind == "note":
+        return str(data.get("text", ""))
+    parts = [str(data.get("trial")), str(data.get("state", "")).lower()]
+    if data.get("state") == "RUNNING" and data.get("epoch"):
+        parts[1] = f"epoch {data['epoch']}/{data['epochs']}"
+        parts += [f"loss {data['loss']:.3f}"] if data.get("loss") is not None else []
+        parts += [f"AP {data['ap']:.3f}"] if data.get("ap") is not None else []
+    if data.get("message"):
+        parts.append(str(data["message"]))
+    return "  ".join(parts)
+
+
+def _age(moment: datetime) -> str:
+    from focus_lab.lab.progress import duration
+
+    return duration((datetime.now(UTC) - moment).total_seconds())
