@@ -17,7 +17,6 @@ from focus_lab.client import models as said
 from focus_lab.client.client import RefusedError
 from focus_lab.specs.experiment import ExperimentSpec
 
-
 _LONG_S = 3600.0
 """For how long a sweep waits for a service that is away: it goes on meanwhile."""
 
