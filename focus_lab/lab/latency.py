@@ -52,7 +52,7 @@ def measure(folders: dict[str, Path], repeats: int = 20) -> dict[str, dict[str, 
         dataset = build_dataset(spec.data, "val")
         loader = build_eval_loader(dataset, spec.data, batch_size=1, indices=[0])
         batch = next(iter(loader)).to(device)
-        calls[mark] = partial(model, batch.images, batch.sizes)
+        calls[mark] = partial(model, batch.images, batch.sizes, batch.targets)
     if device is None:
         return {}
     return {

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from focus_lab.model.attention_map import attention_loss
 from focus_lab.model.boxes import aligned_generalized_iou, cxcywh_to_xyxy
-from focus_lab.model.foreground_targets import default_size_ranges, foreground_labels
+from focus_lab.model.foreground_targets import ForegroundRule, foreground_rule
 from focus_lab.model.matcher import HungarianMatcher, Matches
 from focus_lab.model.output import DenoisingMeta, LayerOutput, ModelOutput, Target
 from focus_lab.model.padded_targets import PaddedTargets, pad_targets
@@ -63,8 +64,7 @@ class Criterion:
         focal_gamma: float,
         foreground_alpha: float,
         foreground_gamma: float,
-        size_ranges: Sequence[tuple[float, float]],
-        center_radius: float | None,
+        foreground: ForegroundRule,
         denoising: bool,
     ) -> None:
         """Set up the losses.
@@ -80,8 +80,7 @@ class Criterion:
             focal_gamma: focusing exponent of the focal loss of the classes.
             foreground_alpha: weight of positives in `loss_foreground`.
             foreground_gamma: focusing exponent of `loss_foreground`.
-            size_ranges: see `foreground_labels`.
-            center_radius: see `foreground_labels`.
+            foreground: which tokens are foreground for the scorer.
             denoising: whether outputs without denoising queries report the `_dn` losses as zeros.
         """
         self.num_classes = num_classes
@@ -90,8 +89,7 @@ class Criterion:
         self.focal_gamma = focal_gamma
         self.foreground_alpha = foreground_alpha
         self.foreground_gamma = foreground_gamma
-        self.size_ranges = tuple(size_ranges)
-        self.center_radius = center_radius
+        self.foreground = foreground
         self.denoising = denoising
         self._weights = {
             "loss_class": class_weight,
@@ -175,16 +173,15 @@ class Criterion:
                     f"{kind}_dn{suffix}": zero for kind in ("loss_class", "loss_bbox", "loss_giou")
                 }
 
-        if output["foreground_logits"] is not None:
-            positive = foreground_labels(
-                padded,
-                sizes,
-                output["level_shapes"],
-                output["strides"],
-                self.size_ranges,
-                self.center_radius,
+        scores, attention = output["foreground_logits"], output["decoder_attention"]
+        selection = output["token_selection"]
+        if scores is not None and attention is not None and selection is not None:
+            losses["loss_foreground"] = attention_loss(scores, attention, selection.budgets)
+        elif scores is not None:
+            labels = self.foreground.labels(
+                padded, sizes, output["level_shapes"], output["strides"]
             )
-            losses["loss_foreground"] = self.foreground_loss(output["foreground_logits"], positive)
+            losses["loss_foreground"] = self.foreground_loss(scores, labels)
         return losses
 
     def foreground_loss(self, logits: Tensor, positive: Tensor) -> Tensor:
@@ -241,7 +238,10 @@ class Criterion:
 
 def build_criterion(spec: ModelSpec, num_classes: int) -> Criterion:
     """Criterion of a model built from the same spec for data with `num_classes` classes."""
-    loss, matcher, foreground = spec.loss, spec.matcher, spec.foreground_targets
+    loss, matcher = spec.loss, spec.matcher
+    foreground = foreground_rule(spec)
+    if spec.token_selection.scoring.kind == "objectness":
+        foreground = foreground.on_any_level()
     return Criterion(
         num_classes,
         HungarianMatcher(
@@ -259,8 +259,7 @@ def build_criterion(spec: ModelSpec, num_classes: int) -> Criterion:
         focal_gamma=loss.focal_gamma,
         foreground_alpha=loss.foreground_alpha,
         foreground_gamma=loss.foreground_gamma,
-        size_ranges=foreground.size_ranges or default_size_ranges(spec.num_feature_levels),
-        center_radius=foreground.center_radius,
+        foreground=foreground,
         denoising=spec.denoising.enabled,
     )
 

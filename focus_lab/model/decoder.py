@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from focus_lab.model.attention_map import AttentionMap
 from focus_lab.model.boxes import inverse_sigmoid
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
 from focus_lab.model.feature_levels import FeatureLevels, on_every_level
@@ -64,6 +65,7 @@ class DecoderLayer(nn.Module):
         shapes: LevelShapes,
         widths_heights: Tensor,
         blocked: Tensor | None,
+        attention_map: AttentionMap | None = None,
     ) -> Tensor:
         """Refined queries.
 
@@ -75,6 +77,7 @@ class DecoderLayer(nn.Module):
             shapes: (height, width) of the levels.
             widths_heights: float32 [L, 2].
             blocked: bool [Q, Q], True where a query (row) may not see another (column).
+            attention_map: where to write down what is looked at; None does not.
 
         Returns:
             [B, Q, d].
@@ -82,7 +85,7 @@ class DecoderLayer(nn.Module):
         attended = self.self_attention(queries, positions, blocked)
         queries = self.self_attention_norm(queries + attended)
         attended = self.deformable_attention(
-            queries + positions, references, value, shapes, widths_heights
+            queries + positions, references, value, shapes, widths_heights, attention_map
         )
         queries = self.deformable_attention_norm(queries + attended)
         out: Tensor = self.feed_forward_norm(queries + self.feed_forward(queries))
@@ -124,6 +127,7 @@ class Decoder(nn.Module):
         padding_mask: Tensor | None,
         box_heads: Sequence[nn.Module],
         blocked: Tensor | None = None,
+        attention_map: AttentionMap | None = None,
     ) -> DecoderStates:
         """States and references of all layers.
 
@@ -135,6 +139,7 @@ class Decoder(nn.Module):
             padding_mask: bool [B, S], True at padding; None when nothing is padded.
             box_heads: one a layer, d -> 4, applied here before the output norm.
             blocked: bool [Q, Q], True where a query may not see another; None lets all see all.
+            attention_map: where all layers write down what they look at; None does not.
         """
         layers = [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
         widths_heights = levels.widths_heights()
@@ -155,6 +160,7 @@ class Decoder(nn.Module):
                 levels.shapes,
                 widths_heights,
                 blocked,
+                attention_map,
             )
             states.append(self.norm(queries))
             if number + 1 < len(layers):

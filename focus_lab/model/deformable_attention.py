@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from focus_lab.model.attention_map import AttentionMap
 from focus_lab.model.precision import at_least_float32
 from focus_lab.ops import Implementation, LevelShapes, projected_deformable_attention
+from focus_lab.ops.reference import samples_of
 
 
 class DeformableAttention(nn.Module):
@@ -75,6 +77,7 @@ class DeformableAttention(nn.Module):
         value: Tensor,
         shapes: LevelShapes,
         widths_heights: Tensor,
+        attention_map: AttentionMap | None = None,
     ) -> Tensor:
         """Attended values, without residual.
 
@@ -85,6 +88,7 @@ class DeformableAttention(nn.Module):
             value: [B, S, H, d / H] from `project_values`.
             shapes: (height, width) of the levels.
             widths_heights: float32 [L, 2], the same as (width, height) on the device.
+            attention_map: where to write down what is looked at; None does not.
 
         Returns:
             [B, Q, d].
@@ -95,10 +99,14 @@ class DeformableAttention(nn.Module):
         offsets = self.sampling_offsets(queries).view(*grid, 2)
         logits = self.attention_weights(queries).view(*grid[:3], -1)
         exact = torch.promote_types(reference_points.dtype, offsets.dtype)
+        reference_points = at_least_float32(reference_points.to(exact))
+        if attention_map is not None:
+            with torch.no_grad():
+                attention_map.add(*samples_of(reference_points, offsets, logits, widths_heights))
         sampled = projected_deformable_attention(
             value,
             shapes,
-            at_least_float32(reference_points.to(exact)),
+            reference_points,
             offsets,
             logits,
             self.implementation,

@@ -33,7 +33,7 @@ class EncoderTokens:
     references: Tensor
     """[B', k, L or 1, 2], centres as shares of each padded level."""
     scores: Tensor | None
-    """[B, k], foreground logits; None without dual attention."""
+    """[B, k], foreground logits; None where nothing is chosen by them."""
 
     def first(self, count: int) -> EncoderTokens:
         """The first `count` of them."""
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
         layers: Sequence[EncoderLayer],
         *,
         dual_attention_tokens: int | None,
-        score_product: Literal["logits", "probabilities"] = "logits",
+        score_product: Literal["logits", "probabilities", "category"] = "logits",
         value_source: Literal["neck_features", "updated_tokens"] = "neck_features",
         category_head: nn.Module | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class Encoder(nn.Module):
             dual_attention_tokens: how many tokens of a layer attend to each other, clamped to those
                 it has; None without dual attention.
             score_product: what is multiplied to find them: raw category and foreground logits as
-                released (two negatives win), or their sigmoids.
+                released (two negatives win), their sigmoids, or nothing: the category score alone.
             value_source: what deformable attention samples: the neck features in every layer
                 (released), or the tokens as refined so far (Algorithm 1, line 10).
             category_head: an own head, d -> C, for the category score; None uses the one given to
@@ -183,7 +183,7 @@ class Encoder(nn.Module):
             constants = EncoderTokens(
                 take_tokens(positions, first),
                 take_tokens(references, first),
-                None if self.dual_attention_tokens is None else selection.scores.gather(1, order),
+                None if self.score_product == "category" else selection.scores.gather(1, order),
             )
             may_update = _may_update(selection, tokens.device)
 
@@ -224,14 +224,16 @@ class Encoder(nn.Module):
         self, tokens: Tensor, scores: Tensor | None, category_head: nn.Module
     ) -> Tensor | None:
         """Positions of the dual attention's tokens among the layer's, [B, T], without gradient."""
-        if scores is None or self.dual_attention_tokens is None:
+        if self.dual_attention_tokens is None:
             return None
         with torch.no_grad(), without_autocast(tokens):
             category = category_head(at_least_float32(tokens)).amax(-1)  # [B, k]
-            if self.score_product == "probabilities":
-                category, scores = category.sigmoid(), scores.sigmoid()
+            if scores is not None:
+                if self.score_product == "probabilities":
+                    category, scores = category.sigmoid(), scores.sigmoid()
+                category = category * scores
             count = min(self.dual_attention_tokens, tokens.shape[1])
-            fine_grained: Tensor = (category * scores).topk(count, dim=1, sorted=True).indices
+            fine_grained: Tensor = category.topk(count, dim=1, sorted=True).indices
             return fine_grained
 
     def _typed_layers(self) -> list[EncoderLayer]:

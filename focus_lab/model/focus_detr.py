@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypedDict
 import torch
 from torch import Tensor, nn
 
+from focus_lab.model.attention_map import AttentionMap
 from focus_lab.model.backbone import Backbone, ResidualFeatures, ResNetFeatures, TimmFeatures
 from focus_lab.model.decoder import Decoder, DecoderLayer
 from focus_lab.model.deformable_attention import DeformableAttention
@@ -26,7 +27,9 @@ from focus_lab.model.output import DenoisingOutput, LayerOutput, ModelOutput, Ta
 from focus_lab.model.position import TokenPositions
 from focus_lab.model.precision import at_least_float32, without_autocast
 from focus_lab.model.proposals import Proposals, QueryStart
-from focus_lab.model.token_selection import TokenSelector
+from focus_lab.model.scorings import build_token_selector
+from focus_lab.model.scorings.decoder_attention import DecoderAttentionSelector
+from focus_lab.model.token_selection import TokenSelector, TokensToScore
 from focus_lab.model.tokens import take_tokens
 from focus_lab.model.weight_files import load_backbone_weights, read_weights
 from focus_lab.ops import Implementation, choose_implementation
@@ -114,6 +117,7 @@ class FocusDETR(nn.Module):
         sizes: Sequence[tuple[int, int]] | None = None,
         targets: Sequence[Target] | None = None,
         share: BatchShare | None = None,
+        image_ids: Sequence[int] | None = None,
     ) -> ModelOutput:
         """Detect.
 
@@ -121,34 +125,40 @@ class FocusDETR(nn.Module):
             images: [B, 3, H, W], normalised, then padded with zeros at the bottom and right.
             sizes: (height, width) of each image without its padding; None when nothing is padded.
                 Boxes are shares of this size.
-            targets: boxes of each image; in training they give denoising queries.
+            targets: boxes of each image; in training they give denoising queries. In evaluation
+                oracle scoring alone looks at them.
             share: of which batch the images are a part; None when they are the whole.
+            image_ids: numbers >= 0 by which random scoring knows an image again; None counts.
 
         Returns:
             See `ModelOutput`.
         """
-        if not self.training and not self.mask_padding_in_evaluation:
-            sizes = None
         canvas = (images.shape[-2], images.shape[-1])
         images = images.contiguous(memory_format=self.memory_format)
         maps = self.neck(self.backbone(images))
-        levels = FeatureLevels.measure(maps, canvas, sizes)
-        return self.detect(maps, levels, targets, share)
+        masked = self.training or self.mask_padding_in_evaluation
+        levels = FeatureLevels.measure(maps, canvas, sizes if masked else None)
+        sizes = (canvas,) * len(images) if sizes is None else sizes
+        return self.detect(maps, levels, sizes, targets, share, image_ids)
 
     def detect(
         self,
         maps: Sequence[Tensor],
         levels: FeatureLevels,
+        sizes: Sequence[tuple[int, int]],
         targets: Sequence[Target] | None = None,
         share: BatchShare | None = None,
+        image_ids: Sequence[int] | None = None,
     ) -> ModelOutput:
         """Everything behind the neck.
 
         Args:
             maps: feature levels, [B, d, h, w] each.
             levels: their shapes and valid regions.
+            sizes: (height, width) of each image without its padding.
             targets: as in `forward`.
             share: as in `forward`.
+            image_ids: as in `forward`.
         """
         tokens = flatten_levels(maps)  # [B, N, d]
         positions = self.position(levels)  # [1 or B, N, d]
@@ -157,16 +167,31 @@ class FocusDETR(nn.Module):
 
         foreground_logits, selection = None, None
         if self.token_selector is not None:
-            projected = self.proposals.project(tokens + positions, token_boxes.usable)
-            foreground_logits, selection = self.token_selector(projected, levels, padding_mask)
+            foreground_logits, selection = self.token_selector(
+                TokensToScore(
+                    features=tokens,
+                    levels=levels,
+                    padding_mask=padding_mask,
+                    project=lambda: self.proposals.project(tokens + positions, token_boxes.usable),
+                    strides=self.neck.strides,
+                    sizes=tuple(sizes),
+                    targets=targets,
+                    image_ids=tuple(range(len(tokens)) if image_ids is None else image_ids),
+                    seed=0 if share is None else share.seed,
+                )
+            )
         memory = self.encoder(
             tokens, positions, levels, padding_mask, selection, self.class_heads[-1]
         )
         start = self.proposals(memory, token_boxes, self.class_heads[-1], self.box_heads[-1])
 
-        layers, denoising = self._decode(memory, levels, padding_mask, start, targets, share)
+        denoising = self._denoising_queries(targets, start.indices.shape[1], share)
         meta = None if denoising is None else denoising.meta
         slots = 0 if meta is None else meta.padded_size
+        attention_map = None
+        if self.training and isinstance(self.token_selector, DecoderAttentionSelector):
+            attention_map = AttentionMap(levels, first_query=slots)
+        layers = self._decode(memory, levels, padding_mask, start, denoising, attention_map)
         *aux_outputs, last = [_queries(layer, slice(slots, None)) for layer in layers]
         denoised: DenoisingOutput | None = None
         if slots:
@@ -178,6 +203,9 @@ class FocusDETR(nn.Module):
             "enc_outputs": {"pred_logits": start.pred_logits, "pred_boxes": start.pred_boxes},
             "category_outputs": self._category_outputs(memory, start),
             "foreground_logits": foreground_logits,
+            "decoder_attention": (
+                None if attention_map is None else attention_map.of_tokens(padding_mask)
+            ),
             "token_selection": selection,
             "level_shapes": levels.shapes,
             "strides": self.neck.strides,
@@ -191,25 +219,22 @@ class FocusDETR(nn.Module):
         levels: FeatureLevels,
         padding_mask: Tensor | None,
         start: QueryStart,
-        targets: Sequence[Target] | None,
-        share: BatchShare | None,
-    ) -> tuple[list[LayerOutput], DenoisingBatch | None]:
+        denoising: DenoisingBatch | None,
+        attention_map: AttentionMap | None,
+    ) -> list[LayerOutput]:
         """Predictions of every decoder layer, denoising slots first."""
         count = start.indices.shape[1]
         content = self.decoder.query_embedding.weight[:count].expand(
             memory.shape[0], -1, -1
         )  # [B, Q, d]
         references = start.pred_boxes.detach()
-        batch = None
-        if self.training and self.denoising is not None and targets is not None:
-            batch = self.denoising(targets, count, share)
-            if batch is None:
-                # Without boxes the embedding would get no gradient, and distributed training waits
-                # for one.
-                content = content + 0.0 * self.denoising.label_embedding.weight.sum()
-            else:
-                content = torch.cat((batch.content, content), dim=1)
-                references = torch.cat((batch.reference_logits.sigmoid(), references), dim=1)
+        if denoising is not None:
+            content = torch.cat((denoising.content, content), dim=1)
+            references = torch.cat((denoising.reference_logits.sigmoid(), references), dim=1)
+        elif self.training and self.denoising is not None:
+            # Without boxes the embedding would get no gradient, and distributed training waits
+            # for one.
+            content = content + 0.0 * self.denoising.label_embedding.weight.sum()
         decoded = self.decoder(
             content,
             references,
@@ -217,7 +242,8 @@ class FocusDETR(nn.Module):
             levels,
             padding_mask,
             self.box_heads,
-            None if batch is None else batch.attention_mask,
+            None if denoising is None else denoising.attention_mask,
+            attention_map,
         )
         layers: list[LayerOutput] = []
         for number, (state, started_from) in enumerate(
@@ -227,7 +253,16 @@ class FocusDETR(nn.Module):
                 logits = self.class_heads[number](at_least_float32(state))
             boxes = self.decoder.refine(state, started_from, self.box_heads[number])
             layers.append({"pred_logits": logits, "pred_boxes": boxes})
-        return layers, batch
+        return layers
+
+    def _denoising_queries(
+        self, targets: Sequence[Target] | None, count: int, share: BatchShare | None
+    ) -> DenoisingBatch | None:
+        """Denoising queries in front of `count` others; None outside training or without boxes."""
+        if not self.training or self.denoising is None or targets is None:
+            return None
+        batch: DenoisingBatch | None = self.denoising(targets, count, share)
+        return batch
 
     def _category_outputs(self, memory: Tensor, start: QueryStart) -> LayerOutput | None:
         """What trains an own category head, since its choice of tokens has no gradient."""
@@ -256,21 +291,12 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
         CompiledOpError: when the compiled operators are asked for and cannot be used.
     """
     implementation = choose_implementation(spec.ops.implementation)
-    width, selection, dual = spec.hidden_dim, spec.token_selection, spec.dual_attention
+    width, dual = spec.hidden_dim, spec.dual_attention
     backbone = build_backbone(spec.backbone, load=load_backbone)
     neck = Neck(
         backbone.channels, backbone.strides, width, spec.num_feature_levels, spec.norm_groups
     )
-    token_selector = None
-    if selection.scoring.kind == "focus":
-        token_selector = TokenSelector(
-            width,
-            spec.num_feature_levels,
-            selection.keep_ratio,
-            selection.cascade,
-            selection.score_modulation.init_range if selection.score_modulation.enabled else None,
-        )
-        initialize_transformer(token_selector)
+    token_selector = build_token_selector(spec)
     layer = (width, spec.num_heads, spec.num_feature_levels, spec.num_points, spec.dim_feedforward)
     encoder = Encoder(
         [

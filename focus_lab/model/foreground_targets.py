@@ -10,7 +10,9 @@ Shape legend: B images, M boxes of an image (padded), N tokens of all levels, h 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,6 +20,9 @@ from torch import Tensor
 from focus_lab.model.boxes import cxcywh_to_xyxy
 from focus_lab.model.output import Target
 from focus_lab.model.padded_targets import PaddedTargets, pad_targets
+
+if TYPE_CHECKING:
+    from focus_lab.specs.model import ModelSpec
 
 _FIRST_LIMIT = 64.0
 _OPEN_LIMIT = 999_999.0
@@ -30,6 +35,40 @@ def default_size_ranges(num_levels: int) -> tuple[tuple[float, float], ...]:
     """
     limits = [-1.0, *(_FIRST_LIMIT * 2**level for level in range(num_levels - 1)), _OPEN_LIMIT]
     return tuple(pairwise(limits))
+
+
+@dataclass(frozen=True)
+class ForegroundRule:
+    """What makes a token foreground; see `foreground_labels`."""
+
+    size_ranges: tuple[tuple[float, float], ...]
+    """(low, high] limits in pixels, one pair a level."""
+    center_radius: float | None
+    """Largest distance to the box's centre in strides; None for any."""
+
+    def labels(
+        self,
+        targets: Sequence[Target] | PaddedTargets,
+        sizes: Sequence[tuple[int, int]],
+        level_shapes: Sequence[tuple[int, int]],
+        strides: Sequence[int],
+    ) -> Tensor:
+        """Labels [B, N] of a batch, as `foreground_labels`."""
+        return foreground_labels(
+            targets, sizes, level_shapes, strides, self.size_ranges, self.center_radius
+        )
+
+    def on_any_level(self) -> ForegroundRule:
+        """The rule without size ranges: objects of all sizes are foreground on all levels."""
+        return replace(self, size_ranges=((-1.0, _OPEN_LIMIT),) * len(self.size_ranges))
+
+
+def foreground_rule(spec: ModelSpec) -> ForegroundRule:
+    """The rule that a model's spec describes."""
+    targets = spec.foreground_targets
+    return ForegroundRule(
+        targets.size_ranges or default_size_ranges(spec.num_feature_levels), targets.center_radius
+    )
 
 
 @torch.no_grad()

@@ -65,7 +65,7 @@ class SelectedTokens:
     indices: tuple[Tensor, ...]
     """Per encoder layer int64 [B, k_i], token numbers by falling foreground score."""
     scores: Tensor
-    """[B, k_0], the first layer's foreground logits, falling; padding is at the batch's minimum."""
+    """[B, k_0], the first layer's scores, falling; padding is at the batch's minimum."""
     counts: tuple[int, ...]
     """k_i, the tokens of encoder layer i."""
     budgets: tuple[int, ...]
@@ -92,7 +92,10 @@ class ModelOutput(LayerOutput):
     """The encoder's own category head at the tokens of `enc_outputs`, with their boxes (no
     gradient), so that a class loss can train it; None when it shares the two-stage class head."""
     foreground_logits: Tensor | None
-    """[B, N], raw scores of all tokens, padding not masked; None with dense scoring."""
+    """[B, N], raw scores of all tokens, padding not masked; None where no scorer learns."""
+    decoder_attention: Tensor | None
+    """[B, N], how much the decoder's queries looked at each token, -1 at padding, no gradient; None
+    unless a scorer learns to imitate it."""
     token_selection: SelectedTokens | None
     """The encoder's tokens; None with dense scoring."""
     level_shapes: tuple[tuple[int, int], ...]

@@ -1,128 +1,90 @@
 """The foreground token selector: scores all tokens, keeps the best (Sec. 3.2).
 
-Shape legend: B images, N tokens, L levels, K tokens kept by the first encoder layer, d width.
+What scores them is one file a scoring in `focus_lab.model.scorings`.
+
+Shape legend: B images (B' is 1 when nothing is padded), N tokens, K tokens of the largest layer, d
+width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from focus_lab.model.feature_levels import FeatureLevels
-from focus_lab.model.output import SelectedTokens
-from focus_lab.model.precision import at_least_float32, without_autocast
+from focus_lab.model.output import SelectedTokens, Target
 
 
-class ForegroundScorer(nn.Module):
-    """One foreground logit a token; half of the channels are their mean over the level."""
+@dataclass(frozen=True)
+class TokensToScore:
+    """What a scoring may look at."""
 
-    def __init__(self, hidden_dim: int) -> None:
-        """Scorer of tokens of width `hidden_dim`, a multiple of 4."""
-        super().__init__()
-        self.norm = nn.LayerNorm(hidden_dim)
-        self.expand = nn.Linear(hidden_dim, hidden_dim)
-        self.mix = nn.Linear(hidden_dim, hidden_dim // 2)
-        self.shrink = nn.Linear(hidden_dim // 2, hidden_dim // 4)
-        self.logit = nn.Linear(hidden_dim // 4, 1)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Scores of one level, [B, T, d] -> [B, T]; padding takes part in the mean, as released."""
-        local, context = functional.gelu(self.expand(self.norm(tokens))).chunk(
-            2, dim=-1
-        )  # [B, T, d / 2] each
-        # The mean is the same for all tokens: its share of the next layer is computed once a level.
-        half = local.shape[-1]
-        shared = functional.linear(
-            context.mean(dim=1, keepdim=True), self.mix.weight[:, half:], self.mix.bias
-        )
-        hidden = functional.gelu(functional.linear(local, self.mix.weight[:, :half]) + shared)
-        out: Tensor = self.logit(functional.gelu(self.shrink(hidden)))
-        return out.squeeze(-1)
+    features: Tensor
+    """[B, N, d], the neck's features of all tokens."""
+    levels: FeatureLevels
+    """Their levels."""
+    padding_mask: Tensor | None
+    """bool [B, N], True at padding; None when nothing is padded."""
+    project: Callable[[], Tensor]
+    """Computes [B, N, d], the features with position through the projection of the proposals."""
+    strides: tuple[int, ...]
+    """Pixels between tokens of each level."""
+    sizes: tuple[tuple[int, int], ...]
+    """(height, width) of each image without its padding."""
+    targets: Sequence[Target] | None = None
+    """Boxes of each image, where they are known."""
+    image_ids: tuple[int, ...] = ()
+    """A number of each image that it has in every batch."""
+    seed: int = 0
+    """Of the step in training; 0 in evaluation."""
 
 
 class TokenSelector(nn.Module):
-    """Foreground scores, top-down modulated, and the nested token sets of the encoder layers.
+    """Scores of all tokens, and the nested token sets of the encoder layers."""
 
-    The modulation multiplies a token by one number, and the scorer begins with a layer norm: what
-    gets through is the number's sign (and its closeness to zero), in the release as here.
-    """
+    learns_foreground = True
+    """Whether the scores are logits that a foreground loss trains."""
 
-    def __init__(
-        self,
-        hidden_dim: int,
-        num_feature_levels: int,
-        keep_ratio: float,
-        cascade: Sequence[float],
-        modulation_range: float | None = 0.3,
-    ) -> None:
-        """Selector for tokens of width `hidden_dim`.
+    def __init__(self, keep_ratio: float, cascade: Sequence[float]) -> None:
+        """Selector without a score; scorings add it.
 
         Args:
-            hidden_dim: d.
-            num_feature_levels: L.
-            keep_ratio: share of the valid tokens that the first layer may refine (rho), in (0, 1].
-            cascade: per encoder layer the share of the kept tokens, never rising.
-            modulation_range: the learnt scales (alpha, Eq. 2) start uniform in ± this; None scores
-                every level on its own.
+            keep_ratio: share of the valid tokens that may be refined (rho), in (0, 1].
+            cascade: per encoder layer the share of the kept tokens.
         """
         super().__init__()
         self.keep_ratio = keep_ratio
         self.cascade = tuple(cascade)
-        self.scorer = ForegroundScorer(hidden_dim)
-        self.modulation_scales: nn.Parameter | None = None
-        if modulation_range is not None and num_feature_levels > 1:
-            # From the coarsest step to the finest, in the order in which they are used.
-            scales = torch.empty(num_feature_levels - 1).uniform_(
-                -modulation_range, modulation_range
-            )
-            self.modulation_scales = nn.Parameter(scales)
 
-    def score(self, tokens: Tensor, levels: FeatureLevels) -> Tensor:
-        """Raw foreground logits, padding not masked.
+    def score(self, given: TokensToScore) -> Tensor:
+        """Scores [B, N], at least float32 because they are ranked; padding not masked."""
+        raise NotImplementedError
 
-        Args:
-            tokens: [B, N, d], projected tokens with position.
-            levels: their levels.
-
-        Returns:
-            [B, N], at least float32 under autocast too, because they are ranked.
-        """
-        with without_autocast(tokens):
-            per_level = torch.split(at_least_float32(tokens), list(levels.lengths), dim=1)
-            scores: list[Tensor] = []
-            for level in reversed(range(len(per_level))):
-                features = per_level[level]
-                if scores and self.modulation_scales is not None:
-                    coarser = scores[-1].view(-1, 1, *levels.shapes[level + 1])
-                    enlarged = functional.interpolate(
-                        coarser, size=levels.shapes[level], mode="bilinear", align_corners=True
-                    )  # [B, 1, h, w]
-                    factor = (
-                        enlarged.flatten(1).unsqueeze(-1) * self.modulation_scales[len(scores) - 1]
-                    )
-                    features = features + features * factor
-                scores.append(self.scorer(features))
-            return torch.cat(scores[::-1], dim=1)
-
-    def forward(
-        self, tokens: Tensor, levels: FeatureLevels, padding_mask: Tensor | None
-    ) -> tuple[Tensor, SelectedTokens]:
+    def forward(self, given: TokensToScore) -> tuple[Tensor | None, SelectedTokens]:
         """Scores of all tokens and the tokens of each encoder layer.
 
-        Args:
-            tokens: [B, N, d], projected tokens with position.
-            levels: their levels.
-            padding_mask: bool [B, N], True at padding; None when nothing is padded.
-
         Returns:
-            Raw logits [B, N] (for the foreground loss), and the selection (no gradient).
+            Raw foreground logits [B, N] for their loss, None when nothing is learnt, and the
+            selection (no gradient).
         """
-        logits = self.score(tokens, levels)
-        scores = logits.detach()
+        scores = self.score(given)
+        selection = self.select(scores.detach(), given.levels, given.padding_mask)
+        return scores if self.learns_foreground else None, selection
+
+    def select(
+        self, scores: Tensor, levels: FeatureLevels, padding_mask: Tensor | None
+    ) -> SelectedTokens:
+        """The best tokens.
+
+        Args:
+            scores: [B, N].
+            levels: levels of the tokens.
+            padding_mask: bool [B, N], True at padding; None when nothing is padded.
+        """
         if padding_mask is not None:
             # The lowest score of the whole batch, as released, so that it stays finite; one step of
             # rounding below it, so that padding never wins a tie against the worst token of an
@@ -135,7 +97,7 @@ class TokenSelector(nn.Module):
             levels.valid_counts, levels.num_tokens, self.keep_ratio, self.cascade
         )
         best, order = scores.topk(counts[0], dim=1, sorted=True)
-        selection = SelectedTokens(
+        return SelectedTokens(
             indices=tuple(order[:, :count] for count in counts),
             scores=best,
             counts=counts,
@@ -143,7 +105,6 @@ class TokenSelector(nn.Module):
             valid_counts=levels.valid_counts,
             level_shapes=levels.shapes,
         )
-        return logits, selection
 
 
 def token_budgets(

@@ -93,11 +93,58 @@ class DenseScoring(Spec):
     kind: Literal["dense"]
 
 
-Scoring = Annotated[FocusScoring | DenseScoring, Field(discriminator="kind")]
+class ObjectnessScoring(Spec):
+    """A head of its own on each token, trained on boxes without size ranges by level."""
+
+    kind: Literal["objectness"]
+
+
+class DecoderAttentionScoring(Spec):
+    """Sparse DETR's scorer: it learns which tokens the decoder's cross-attention looks at.
+
+    The pseudo-labels are the best `keep_ratio` of the tokens by attention; `loss.foreground_weight`
+    weighs the binary cross-entropy, 1 in Sparse DETR.
+    """
+
+    kind: Literal["decoder_attention"]
+
+
+class FeatureNormScoring(Spec):
+    """No learning: the length of a token's neck feature."""
+
+    kind: Literal["feature_norm"]
+
+
+class RandomScoring(Spec):
+    """Lower bound: tokens by lot, anew in each step of a training, the same for an image later."""
+
+    kind: Literal["random"]
+
+
+class OracleScoring(Spec):
+    """Upper bound: tokens by the ground truth, in evaluation too; `foreground_targets` labels."""
+
+    kind: Literal["oracle"]
+
+
+Scoring = Annotated[
+    FocusScoring
+    | ObjectnessScoring
+    | DecoderAttentionScoring
+    | FeatureNormScoring
+    | RandomScoring
+    | OracleScoring
+    | DenseScoring,
+    Field(discriminator="kind"),
+]
+_WITHOUT_LOGITS = (DenseScoring, FeatureNormScoring, RandomScoring, OracleScoring)
 
 
 class ScoreModulation(Spec):
-    """Top-down score modulation (Eq. 2): a coarser level's scores scale the finer one's tokens."""
+    """Top-down score modulation (Eq. 2): a coarser level's scores scale the finer one's tokens.
+
+    Other scorings than `focus` have none.
+    """
 
     enabled: bool = True
     """Off: every level is scored on its own and the scales are removed."""
@@ -134,8 +181,9 @@ class DualAttention(Spec):
     share_class_head: bool = True
     """Whether the category score comes from the two-stage class head (released), or from an own
     head for all layers."""
-    score_product: Literal["logits", "probabilities"] = "logits"
-    """Category x foreground score: raw logits (released; two negatives win) or probabilities."""
+    score_product: Literal["logits", "probabilities", "category"] = "logits"
+    """Category x foreground score: raw logits (released; two negatives win), probabilities, or the
+    category score alone, which is all there is when the scoring learns no foreground logit."""
 
 
 class ForegroundTargets(Spec):
@@ -305,17 +353,23 @@ class ModelSpec(Spec):
                 "foreground_targets.size_ranges: needs one pair a feature level, "
                 f"got {len(ranges)} pairs; num_feature_levels is {self.num_feature_levels}"
             )
-        if isinstance(self.token_selection.scoring, DenseScoring):
-            if self.token_selection.keep_ratio != 1 or any(part != 1 for part in cascade):
-                problems.append(
-                    f"token_selection.scoring: `dense` refines all tokens, got keep_ratio "
-                    f"{self.token_selection.keep_ratio} and cascade {list(cascade)}; set them to 1"
-                )
-            if self.dual_attention.enabled:
-                problems.append(
-                    "dual_attention.enabled: `dense` scoring has no foreground score to choose "
-                    "tokens by, got true; set it to false"
-                )
+        dual, scoring = self.dual_attention, self.token_selection.scoring
+        keeps_all = self.token_selection.keep_ratio == 1 and all(part == 1 for part in cascade)
+        if isinstance(scoring, DenseScoring) and not keeps_all:
+            problems.append(
+                f"token_selection.scoring: `dense` refines all tokens, got keep_ratio "
+                f"{self.token_selection.keep_ratio} and cascade {list(cascade)}; set them to 1"
+            )
+        if (
+            isinstance(scoring, _WITHOUT_LOGITS)
+            and dual.enabled
+            and dual.score_product != "category"
+        ):
+            problems.append(
+                f"dual_attention.score_product: `{scoring.kind}` scoring has no foreground logit "
+                f"to choose tokens by, got {dual.score_product}; set it to category, or "
+                "dual_attention.enabled to false"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from focus_lab.model.focus_detr import FocusDETR, build_model
+from focus_lab.model.output import Target
 from focus_lab.specs.model import ModelSpec
 
 PAPER_SHAPE = (800, 1333)
@@ -36,7 +37,14 @@ _PARTS = {
     "encoder": ("encoder",),
     "decoder": ("decoder",),
 }
-"""Part of the report -> top-level modules of the model; what is left are the heads."""
+"""Part of the report -> top-level modules of the model; what is left are the heads. A pass through
+the proposals' projection that a scorer asks for happens within the scorer and counts there."""
+
+_NO_BOXES: Target = {
+    "labels": torch.empty(0, dtype=torch.int64, device="meta"),
+    "boxes": torch.empty(0, 4, device="meta"),
+}
+"""What oracle scoring looks at; nothing multiplies."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ def count(model: FocusDETR, shape: tuple[int, int]) -> Cost:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            output = shadow(torch.empty(1, 3, *shape, device="meta"))
+            shadow(torch.empty(1, 3, *shape, device="meta"), targets=[_NO_BOXES])
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     flops = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
@@ -90,10 +98,6 @@ def count(model: FocusDETR, shape: tuple[int, int]) -> Cost:
         part: sum(flops.get(f"{root}.{module}", 0) for module in modules) // 2
         for part, modules in _PARTS.items()
     }
-    if output["token_selection"] is not None:
-        # The scorer borrows the projection of the proposals for all tokens: that pass is its own.
-        tokens = sum(height * width for height, width in output["level_shapes"])
-        macs["scorer"] += tokens * model.proposals.projection.weight.numel()
     macs["heads"] = flops.get("Global", 0) // 2 - sum(macs.values())
     return Cost(count_parameters(model), macs)
 

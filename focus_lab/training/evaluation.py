@@ -12,7 +12,7 @@ import torch
 from focus_lab.data.dataset import DetectionDataset
 from focus_lab.data.loader import Batch
 from focus_lab.model.focus_detr import FocusDETR
-from focus_lab.model.foreground_targets import default_size_ranges, foreground_labels
+from focus_lab.model.foreground_targets import foreground_rule
 from focus_lab.model.output import ModelOutput, Target
 from focus_lab.model.postprocess import Detections, postprocess
 from focus_lab.specs.model import ModelSpec
@@ -61,7 +61,7 @@ def evaluate(
             workers.goes_on("evaluating a batch")
             batch = host_batch.to(device)
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-                output = model(batch.images, batch.sizes)
+                output = model(batch.images, batch.sizes, batch.targets, image_ids=batch.image_ids)
             found = detect(output, batch, spec.num_detections)
             for image_id, detections in zip(batch.image_ids, found, strict=True):
                 parts.append(Found.of_image(image_id, detections, dataset.category_ids))
@@ -95,9 +95,9 @@ def detect(output: ModelOutput, batch: Batch, num_detections: int) -> list[Detec
 class TokenStatistics:
     """What the selector kept, summed over images.
 
-    Foreground recall is the share of tokens labelled foreground (the scorer's own targets) that the
-    first encoder layer keeps; with dense scoring it is 1. A token counts for every size of box that
-    makes it foreground.
+    Foreground recall is the share of tokens labelled foreground by `model.foreground_targets`,
+    whatever the scoring, that the first encoder layer keeps; with dense scoring it is 1. A token
+    counts for every size of box that makes it foreground.
 
     Args:
         spec: the model's spec: its layers and foreground targets.
@@ -105,9 +105,7 @@ class TokenStatistics:
 
     def __init__(self, spec: ModelSpec) -> None:
         self._layers = spec.num_encoder_layers
-        targets = spec.foreground_targets
-        self._ranges = targets.size_ranges or default_size_ranges(spec.num_feature_levels)
-        self._radius = targets.center_radius
+        self._rule = foreground_rule(spec)
         self.images = 0
         self.valid = self.foreground = self.recalled = self.recalled_last = 0.0
         self.kept = torch.zeros(self._layers, dtype=torch.float64)
@@ -120,8 +118,8 @@ class TokenStatistics:
     def update(self, output: ModelOutput, batch: Batch) -> None:
         """Count one batch."""
         level_shapes = output["level_shapes"]
-        labels = foreground_labels(
-            batch.targets, batch.sizes, level_shapes, output["strides"], self._ranges, self._radius
+        labels = self._rule.labels(
+            batch.targets, batch.sizes, level_shapes, output["strides"]
         )  # [B, N]
         depth = kept_depth(output, self._layers)  # [B, N]
         self.images += len(batch.image_ids)
@@ -138,13 +136,11 @@ class TokenStatistics:
                 for chosen in (labels, labels & (depth >= 1))
             ]
         ).cpu()
-        of_sizes = foreground_labels(
+        of_sizes = self._rule.labels(
             [target for limits in _SIZES.values() for target in _targets_of_size(batch, *limits)],
             batch.sizes * len(_SIZES),
             level_shapes,
             output["strides"],
-            self._ranges,
-            self._radius,
         ).view(len(_SIZES), *depth.shape)  # [3, B, N]
         self.recall_by_size += torch.stack(
             [chosen.sum(dim=(1, 2)) for chosen in (of_sizes, of_sizes & (depth >= 1))]

@@ -205,7 +205,7 @@ class TrainingLoop:
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            output = self.wrapped(part.images, part.sizes, part.targets, share)
+            output = self.wrapped(part.images, part.sizes, part.targets, share, part.image_ids)
         try:
             # Class and box losses are divided by the boxes of the whole batch: parts add up.
             losses = self.criterion(output, part.targets, part.sizes, num_boxes=share.boxes)

@@ -36,7 +36,7 @@ def profile_model(spec: TrialSpec, repeats: int = 20) -> dict[str, Any]:
     paper = count(model, PAPER_SHAPE)
     loader = build_eval_loader(val_set, spec.data, batch_size=1, indices=[0])
     batch = next(iter(loader)).to(device)
-    calls = {"model": lambda: model(batch.images, batch.sizes)}
+    calls = {"model": lambda: model(batch.images, batch.sizes, batch.targets)}
     latency = measure_latency(calls, device, repeats)["model"]
     height, width = batch.images.shape[-2:]
     name = (

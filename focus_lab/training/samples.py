@@ -59,7 +59,7 @@ def write_samples(
     with torch.inference_mode():
         for index, host_batch in zip(indices, loader, strict=True):
             batch = host_batch.to(device)
-            output = model(batch.images, batch.sizes)
+            output = model(batch.images, batch.sizes, batch.targets, image_ids=batch.image_ids)
             found = detect(output, batch, spec.model.num_detections)[0]
             sample = dataset.load(index)
             file = f"{sample.image_id}.jpg"

@@ -97,6 +97,24 @@ def test_two_workers_compute_what_one_does(spec: TrialSpec, tmp_path: Path) -> N
     assert (tmp_path / "two" / SAMPLES).is_dir()
 
 
+@pytest.mark.parametrize("kind", ["decoder_attention", "random"])
+def test_two_workers_score_tokens_as_one_does(
+    tiny_trial: MakeTrial, tmp_path: Path, kind: str
+) -> None:
+    spec = tiny_trial(
+        model={
+            "token_selection": {"keep_ratio": 0.3, "scoring": {"kind": kind}},
+            "dual_attention": {"enabled": False},
+        },
+        data={"num_train": 4, "num_val": 5, "objects": [0, 3]},
+        training={"epochs": 3, "evaluation_batch_size": 2},
+    )
+    one = comparable(fit(spec, MemoryReporter(), tmp_path / "one").history)
+    two = comparable(train(spec, tmp_path / "two", 2)[0]["history"])
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
 def test_images_of_many_sizes_are_padded_as_in_one_batch(spec: TrialSpec, tmp_path: Path) -> None:
     spec = spec.model_copy(
         update={

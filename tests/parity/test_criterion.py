@@ -44,6 +44,7 @@ def load(name, dtype):
         "enc_outputs": layer("enc"),
         "category_outputs": None,
         "foreground_logits": leaves["scores"].squeeze(-1),
+        "decoder_attention": None,
         "token_selection": None,
         "level_shapes": tuple(tuple(shape) for shape in config["level_shapes"]),
         "strides": (8, 16, 32, 64),

@@ -6,7 +6,8 @@ import torch
 from focus_lab.model.feature_levels import FeatureLevels, flatten_levels
 from focus_lab.model.position import TokenPositions
 from focus_lab.model.proposals import Proposals
-from focus_lab.model.token_selection import TokenSelector
+from focus_lab.model.scorings.focus import FocusSelector
+from focus_lab.model.token_selection import TokensToScore
 
 
 @pytest.fixture(params=[torch.float32, torch.float64])
@@ -21,13 +22,17 @@ def selected(request, golden, formula):
     parts = torch.nn.Module()
     parts.position = TokenPositions(config["d"], 4, config["pe_temp"], config["pe_offset"])
     parts.proposals = Proposals(config["d"], config["queries"], 0.05, 0.01)
-    parts.token_selector = TokenSelector(config["d"], 4, config["rho"], config["cascade"])
+    parts.token_selector = FocusSelector(config["d"], 4, config["rho"], config["cascade"])
     formula.fill(parts, config["fill_salt"]).to(dtype)
     padding = levels.padding_mask()
     with torch.no_grad():
         tokens = flatten_levels(maps) + parts.position(levels)
         projected = parts.proposals.project(tokens, parts.proposals.boxes(levels, padding).usable)
-        logits, selection = parts.token_selector(projected, levels, padding)
+        logits, selection = parts.token_selector(
+            TokensToScore(
+                flatten_levels(maps), levels, padding, lambda: projected, (8, 16, 32, 64), ()
+            )
+        )
     return fixture, levels, projected, logits, selection
 
 

@@ -45,7 +45,8 @@ def detected(request, golden, formula):
         for level, shape in enumerate(config["shapes"])
     ]
     with torch.no_grad():
-        output = model.detect(maps, FeatureLevels.measure(maps, (128, 160), config["sizes"]))
+        levels = FeatureLevels.measure(maps, (128, 160), config["sizes"])
+        output = model.detect(maps, levels, config["sizes"])
     return fixture, seen, output
 
 

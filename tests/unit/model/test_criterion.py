@@ -42,6 +42,7 @@ def batch(counts, *, groups=2, num_aux=2, dense=False, seed=0, dtype=torch.float
         "enc_outputs": layer(generator, num_images, QUERIES, dtype),
         "category_outputs": None,
         "foreground_logits": None if dense else scores,
+        "decoder_attention": None,
         "token_selection": None,
         "level_shapes": SHAPES,
         "strides": STRIDES,

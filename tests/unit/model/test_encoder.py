@@ -26,7 +26,7 @@ def scene():
     )
     tokens, positions = torch.randn(2, 80, WIDTH), torch.randn(2, 80, WIDTH)
     padding = levels.padding_mask()
-    _, selection = TokenSelector(WIDTH, 2, 0.4, (1.0, 0.5))(tokens, levels, padding)
+    selection = TokenSelector(0.4, (1.0, 0.5)).select(torch.randn(2, 80), levels, padding)
     return (tokens, positions, levels, padding), selection, torch.nn.Linear(WIDTH, 3)
 
 

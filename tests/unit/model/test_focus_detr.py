@@ -6,6 +6,8 @@ import pickle
 import pytest
 import torch
 
+from focus_lab.errors import SpecError
+from focus_lab.model.denoising import BatchShare
 from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.model import ModelSpec
 
@@ -24,6 +26,9 @@ TINY = {
     "dual_attention": {"num_tokens": 8},
     "denoising": {"num_queries": 4},
 }
+
+
+BY_CATEGORY = {"dual_attention": {"num_tokens": 8, "score_product": "category"}}
 
 
 def build(**changes):
@@ -127,6 +132,15 @@ def test_any_number_of_levels_trains(count):
         {"value_source": "updated_tokens"},
         {"denoising": {"enabled": False}},
         {"dropout": 0.1},
+        selection(scoring={"kind": "objectness"}),
+        selection(scoring={"kind": "decoder_attention"}),
+        {**selection(scoring={"kind": "feature_norm"}), **BY_CATEGORY},
+        {**selection(scoring={"kind": "random"}), **BY_CATEGORY},
+        {**selection(scoring={"kind": "oracle"}), **BY_CATEGORY},
+        {
+            **selection(scoring={"kind": "dense"}, keep_ratio=1.0, cascade=[1.0, 1.0]),
+            **BY_CATEGORY,
+        },
         {
             **selection(scoring={"kind": "dense"}, keep_ratio=1.0, cascade=[1.0, 1.0]),
             "dual_attention": {"enabled": False},
@@ -146,6 +160,68 @@ def test_the_scorer_learns_from_its_own_loss_alone():
     output["foreground_logits"] = None
     everything(output).backward()
     assert all(p.grad is None for p in model.token_selector.parameters())
+
+
+@pytest.mark.parametrize("kind", ["feature_norm", "random", "oracle"])
+def test_a_scoring_without_learning_has_no_parameters_and_no_foreground_logits(kind):
+    model = build(**selection(scoring={"kind": kind}), **BY_CATEGORY).train()
+    assert not any("token_selector" in name for name in model.state_dict())
+    output = model(torch.randn(2, 3, 64, 64), None, boxes(2, 1))
+    assert output["foreground_logits"] is None
+    assert output["decoder_attention"] is None
+    assert output["token_selection"].counts == (43, 21)
+
+
+@pytest.mark.parametrize("kind", ["oracle", "random"])
+def test_what_an_image_keeps_does_not_depend_on_what_is_beside_it(kind):
+    model = build(**selection(scoring={"kind": kind}), **BY_CATEGORY).eval()
+    images, targets = torch.randn(2, 3, 64, 64), boxes(2, 3)
+    kept = model(images, None, targets, image_ids=[7, 9])["token_selection"].indices[0]
+    again = model(images[1:], None, targets[1:], image_ids=[9])["token_selection"].indices[0]
+    assert torch.equal(kept[1:], again)
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_a_step_of_training_draws_other_random_tokens_than_the_next():
+    model = build(**selection(scoring={"kind": "random"}), **BY_CATEGORY).train()
+    images, targets = torch.randn(1, 3, 64, 64), boxes(1)
+    kept = [
+        model(images, None, targets, BatchShare(0, 1, 1, seed), [5])["token_selection"].indices[0]
+        for seed in (11, 12, 11)
+    ]
+    assert torch.equal(kept[0], kept[2])
+    assert not torch.equal(kept[0], kept[1])
+
+
+def test_oracle_scoring_says_what_it_needs():
+    model = build(**selection(scoring={"kind": "oracle"}), **BY_CATEGORY).eval()
+    with pytest.raises(SpecError, match="`oracle` looks at the boxes of the images, got images w"):
+        model(torch.randn(1, 3, 64, 64))
+
+
+def test_the_scorer_that_imitates_the_decoder_is_told_where_it_looked():
+    model = build(**selection(scoring={"kind": "decoder_attention"})).train()
+    images, sizes = torch.randn(2, 3, 64, 64), [(64, 64), (32, 64)]
+    output = model(images, sizes, boxes(2, 1))
+    looked = output["decoder_attention"]
+    assert looked.shape == output["foreground_logits"].shape == (2, 85)
+    assert not looked.requires_grad
+    # 12 queries of 4 heads in 2 layers, each with a total attention of 1; some leave the image.
+    assert (looked.clamp(min=0).sum(dim=1) <= 12 * 4 * 2 + 1e-3).all()
+    assert (looked.clamp(min=0).sum(dim=1) > 0).all()
+    assert (looked[1] == -1).sum() == 85 - output["token_selection"].valid_counts[1]
+    assert model.eval()(images, sizes)["decoder_attention"] is None
+
+
+def test_denoising_queries_do_not_teach_the_scorer_where_the_boxes_are():
+    model = build(
+        **selection(scoring={"kind": "decoder_attention"}),
+        backbone={"kind": "resnet", "depth": 18},
+    ).train()
+    images = torch.randn(1, 3, 64, 64)
+    with_boxes, without = model(images, None, boxes(2)), model(images, None, boxes(0))
+    assert with_boxes["denoising"] is not None
+    torch.testing.assert_close(with_boxes["decoder_attention"], without["decoder_attention"])
 
 
 @pytest.mark.parametrize(

@@ -40,71 +40,29 @@ def test_keeping_everything_keeps_the_valid_tokens_of_each_image():
 
 
 @pytest.fixture
-def scored():
-    torch.manual_seed(0)
-    levels = levels_of([(8, 8), (4, 4)], sizes=[(64, 64), (32, 64)])
-    selector = TokenSelector(16, 2, 0.5, (1.0, 0.5))
-    tokens = torch.randn(2, 80, 16)
-    return selector, tokens, levels, *selector(tokens, levels, levels.padding_mask())
+def levels():
+    return levels_of([(8, 8), (4, 4)], sizes=[(64, 64), (32, 64)])
 
 
-def test_layers_are_nested_prefixes_by_falling_score(scored):
-    *_, logits, selection = scored
+@pytest.fixture
+def scores():
+    return torch.randn(2, 80, generator=torch.Generator().manual_seed(0))
+
+
+def test_layers_are_nested_prefixes_by_falling_score(levels, scores):
+    selection = TokenSelector(0.5, (1.0, 0.5)).select(scores, levels, levels.padding_mask())
     first, second = selection.indices
     assert torch.equal(second, first[:, : selection.counts[1]])
     assert (selection.scores.diff(dim=1) <= 0).all()
-    assert torch.equal(selection.scores[0], logits[0, first[0]].detach())
+    assert torch.equal(selection.scores[0], scores[0, first[0]])
 
 
-def test_padding_is_chosen_only_after_all_valid_tokens(scored):
-    selector, tokens, levels, *_ = scored
-    selector.keep_ratio, selector.cascade = 1.0, (1.0, 1.0)
+def test_padding_is_chosen_only_after_all_valid_tokens(levels, scores):
     padding = levels.padding_mask()
-    _, selection = selector(tokens, levels, padding)
+    selection = TokenSelector(1.0, (1.0, 1.0)).select(scores, levels, padding)
     is_padding = padding.gather(1, selection.indices[0])
     assert not is_padding[1, :40].any()
     assert is_padding[1, 40:].all()
-
-
-def test_the_choice_has_no_gradient_but_the_logits_do(scored):
-    selector, *_, logits, selection = scored
-    assert not selection.scores.requires_grad
-    logits.square().sum().backward()
-    assert all(parameter.grad.abs().sum() > 0 for parameter in selector.parameters())
-
-
-def test_a_scale_of_zero_is_the_same_as_no_modulation():
-    torch.manual_seed(0)
-    levels, tokens = levels_of([(4, 4), (2, 2)], batch=1), torch.randn(1, 20, 8)
-    modulated, plain = TokenSelector(8, 2, 0.5, (1.0,)), TokenSelector(8, 2, 0.5, (1.0,), None)
-    assert plain.modulation_scales is None
-    plain.scorer.load_state_dict(modulated.scorer.state_dict())
-    torch.nn.init.zeros_(modulated.modulation_scales)
-    torch.testing.assert_close(modulated.score(tokens, levels), plain.score(tokens, levels))
-
-
-@pytest.mark.parametrize(("bias", "hidden"), [(1.0, True), (-1.0, False)])
-def test_the_scorers_first_norm_hides_a_positive_factor_but_not_a_sign(bias, hidden):
-    torch.manual_seed(0)
-    levels, tokens = levels_of([(4, 4), (2, 2)], batch=1), torch.randn(1, 20, 8)
-    selector = TokenSelector(8, 2, 0.5, (1.0,), None)
-    torch.nn.init.constant_(selector.scorer.logit.bias, bias)
-    plain = selector.score(tokens, levels)
-    selector.modulation_scales = torch.nn.Parameter(torch.full((1,), 1e3))
-    apart = (selector.score(tokens, levels) - plain).abs()
-    assert (apart[:, :16].max() < 1e-4) == hidden
-    assert apart[:, 16:].max() == 0
-
-
-def test_one_level_has_no_modulation_scales():
-    assert TokenSelector(8, 1, 0.5, (1.0,)).modulation_scales is None
-    assert TokenSelector(8, 5, 0.5, (1.0,)).modulation_scales.shape == (4,)
-
-
-def test_scores_stay_in_float32_under_autocast(scored):
-    selector, tokens, levels, logits, _ = scored
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(selector.score(tokens, levels), logits)
 
 
 def test_kept_tokens_are_limited_by_the_images_budget():

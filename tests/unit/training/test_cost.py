@@ -45,6 +45,14 @@ def with_ratio(ratio: float, **more: Any) -> ModelSpec:
     return ModelSpec.model_validate(merge(DEMO, {"token_selection": {"keep_ratio": ratio}, **more}))
 
 
+def scored_by(kind: str) -> ModelSpec:
+    return with_ratio(
+        0.3,
+        dual_attention={"score_product": "category"},
+        token_selection={"keep_ratio": 0.3, "scoring": {"kind": kind}},
+    )
+
+
 def halved(size: int, times: int) -> int:
     for _ in range(times):
         size = (size + 1) // 2
@@ -97,6 +105,11 @@ def formula(spec: ModelSpec, shape: tuple[int, int], classes: int) -> dict[str, 
     if spec.token_selection.scoring.kind == "focus":
         # Shared projection, expand, half of mix, shrink, logit; the means' half once a level.
         scorer = n * (d * d + d * d + d * d // 4 + d * d // 8 + d // 4) + len(levels) * d * d // 4
+    elif spec.token_selection.scoring.kind == "decoder_attention":
+        # The same with one mean over all levels.
+        scorer = n * (d * d + d * d + d * d // 4 + d * d // 8 + d // 4) + d * d // 4
+    elif spec.token_selection.scoring.kind == "objectness":
+        scorer = n * (d * d + d * d + d)
     return {"scorer": scorer, "encoder": encoder, "decoder": decoder, "heads": heads}
 
 
@@ -127,8 +140,16 @@ def backbone_formula(widths: tuple[int, ...], shape: tuple[int, int]) -> int:
         (with_ratio(0.4, num_points=2, num_feature_levels=5, dim_feedforward=96), (64, 96)),
         (with_ratio(0.3, dual_attention={"enabled": False}), (64, 96)),
         (ModelSpec.model_validate(merge(DEMO, DENSE)), (33, 70)),
+        (scored_by("objectness"), (33, 70)),
+        (scored_by("decoder_attention"), (33, 70)),
+        (scored_by("feature_norm"), (64, 96)),
+        (scored_by("random"), (64, 96)),
+        (scored_by("oracle"), (64, 96)),
     ],
-    ids=["0.1", "0.3 odd", "0.5", "1", "5 levels", "one attention", "dense odd"],
+    ids=[
+        *("0.1", "0.3 odd", "0.5", "1", "5 levels", "one attention", "dense odd"),
+        *("objectness", "decoder attention", "feature norm", "random", "oracle"),
+    ],
 )
 def test_the_count_is_the_formula(spec: ModelSpec, shape: tuple[int, int]) -> None:
     counted = count(model_without_memory(spec, 5), shape).macs
