@@ -11,6 +11,7 @@ from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
 from focus_lab.lab.tracking import Curves, MissingRunError, Tracker
+from focus_lab.specs.model import TokenSelection
 from focus_lab.training.folder import MANIFEST, SAMPLES
 
 
@@ -58,15 +59,14 @@ def _cells(experiment: Experiment, trials: list[Trial]) -> tuple[CellRecord, ...
     for trial in trials:
         if trial.cell in cells:
             continue
-        selection = trial.spec["model"]["token_selection"]
-        ratio, cascade = selection["keep_ratio"], selection["cascade"]
+        selection = TokenSelection.model_validate(trial.spec["model"]["token_selection"])
         same = all(trial.spec[part] == base[part] for part in base)
         cells[trial.cell] = CellRecord(
             name=trial.cell,
             overrides=trial.overrides,
             is_baseline=trial.cell == baseline if baseline else same,
-            keep_ratio=ratio,
-            mean_keep_ratio=ratio * sum(cascade) / len(cascade),
+            keep_ratio=selection.keep_ratio,
+            mean_keep_ratio=selection.mean_keep_ratio,
         )
     return tuple(cells.values())
 

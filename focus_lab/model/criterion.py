@@ -10,36 +10,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from focus_lab.model.attention_map import attention_loss
 from focus_lab.model.boxes import aligned_generalized_iou, cxcywh_to_xyxy
+from focus_lab.model.focal import focal_loss, soft_focal_loss
 from focus_lab.model.foreground_targets import ForegroundRule, foreground_rule
 from focus_lab.model.matcher import HungarianMatcher, Matches
 from focus_lab.model.output import DenoisingMeta, LayerOutput, ModelOutput, Target
 from focus_lab.model.padded_targets import PaddedTargets, pad_targets
 from focus_lab.model.precision import at_least_float32
 from focus_lab.specs.model import ModelSpec
-
-
-def focal_loss(logits: Tensor, positive: Tensor, alpha: float, gamma: float) -> Tensor:
-    """Sigmoid focal loss of each entry, -w (1 - p_t)^gamma log(p_t), without reduction.
-
-    Everything is computed from log(p_t), so that extreme logits stay finite; elsewhere it equals
-    the textbook form.
-
-    Args:
-        logits: [...].
-        positive: bool [...], whether the entry's label is 1.
-        alpha: weight w of positive entries; negatives weigh 1 - alpha.
-        gamma: focusing exponent.
-    """
-    signed = torch.where(positive, logits, -logits)
-    log_p = functional.logsigmoid(signed)
-    # log(1 - p_t) = log(p_t) - signed logit, hence the modulating factor without a power of a
-    # difference.
-    modulation = (gamma * (log_p - signed)).exp()
-    return torch.where(positive, -alpha, alpha - 1.0) * modulation * log_p
 
 
 class Criterion:
@@ -184,15 +164,19 @@ class Criterion:
             losses["loss_foreground"] = self.foreground_loss(scores, labels)
         return losses
 
-    def foreground_loss(self, logits: Tensor, positive: Tensor) -> Tensor:
+    def foreground_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Focal loss of the scorer (Sec. 3.2), by image over its positives, then the mean.
 
         Args:
             logits: [B, N], foreground logits of all tokens, those of the padding included.
-            positive: bool [B, N], the foreground labels.
+            labels: bool [B, N], the foreground labels, or soft ones in [0, 1].
         """
         logits = at_least_float32(logits)
+        positive = labels > 0
         loss = focal_loss(logits, positive, self.foreground_alpha, self.foreground_gamma)
+        if labels.is_floating_point():
+            soft = soft_focal_loss(logits, labels, self.foreground_alpha, self.foreground_gamma)
+            loss = torch.where(positive, soft, loss)
         loss = loss.sum(dim=1)  # [B]
         return (loss / positive.sum(dim=1).clamp(min=1)).mean()
 

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from focus_lab.model.background_embedding import BackgroundEmbedding
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
 from focus_lab.model.feature_levels import FeatureLevels, host_tensor, on_every_level
 from focus_lab.model.feed_forward import FeedForward
@@ -126,6 +127,7 @@ class Encoder(nn.Module):
         score_product: Literal["logits", "probabilities", "category"] = "logits",
         value_source: Literal["neck_features", "updated_tokens"] = "neck_features",
         category_head: nn.Module | None = None,
+        background_embedding: BackgroundEmbedding | None = None,
     ) -> None:
         """Encoder of the given layers.
 
@@ -139,6 +141,7 @@ class Encoder(nn.Module):
                 (released), or the tokens as refined so far (Algorithm 1, line 10).
             category_head: an own head, d -> C, for the category score; None uses the one given to
                 `forward`.
+            background_embedding: added at the end to the tokens that the last layer leaves out.
         """
         super().__init__()
         self.layers = nn.ModuleList(layers)
@@ -146,6 +149,7 @@ class Encoder(nn.Module):
         self.score_product = score_product
         self.value_source = value_source
         self.category_head = category_head
+        self.background_embedding = background_embedding
 
     def forward(
         self,
@@ -218,6 +222,8 @@ class Encoder(nn.Module):
                 memory = _written(memory, first, current)
         if self.value_source == "neck_features":
             memory = _written(tokens, first, torch.cat((current, *reversed(finished)), dim=1))
+        if self.background_embedding is not None and selection is not None:
+            memory = self.background_embedding(memory, levels, padding_mask, selection)
         return memory
 
     def _fine_grained(

@@ -71,9 +71,16 @@ class FeatureLevels:
     @property
     def valid_counts(self) -> tuple[int, ...]:
         """Per image the tokens that are not padding."""
+        return tuple(sum(levels) for levels in self.valid_level_counts)
+
+    @property
+    def valid_level_counts(self) -> tuple[tuple[int, ...], ...]:
+        """Per image and level the tokens that are not padding."""
         if self.valid_sizes is None:
-            return (self.num_tokens,) * self.batch_size
-        return tuple(sum(rows * columns for rows, columns in levels) for levels in self.valid_sizes)
+            return (self.lengths,) * self.batch_size
+        return tuple(
+            tuple(rows * columns for rows, columns in levels) for levels in self.valid_sizes
+        )
 
     def valid_rows_columns(self) -> Tensor:
         """float32 [B', L, 2], valid (rows, columns) of each level."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from focus_lab.model.attention_map import AttentionMap
 from focus_lab.model.backbone import Backbone, ResidualFeatures, ResNetFeatures, TimmFeatures
+from focus_lab.model.background_embedding import BackgroundEmbedding
 from focus_lab.model.decoder import Decoder, DecoderLayer
 from focus_lab.model.deformable_attention import DeformableAttention
 from focus_lab.model.denoising import BatchShare, DenoisingBatch, DenoisingQueries
@@ -44,6 +45,7 @@ class EffectiveTokenSelection(TypedDict):
 
     keep_ratio: float
     cascade: tuple[float, ...]
+    level_keep_ratios: tuple[float, ...] | None
 
 
 class FocusDETR(nn.Module):
@@ -103,12 +105,14 @@ class FocusDETR(nn.Module):
 
     @property
     def effective_token_selection(self) -> EffectiveTokenSelection:
-        """The keep ratio and cascade that the forward pass uses."""
+        """The ratios that the forward pass uses."""
         if self.token_selector is None:
-            return {"keep_ratio": 1.0, "cascade": (1.0,) * len(self.encoder.layers)}
+            cascade = (1.0,) * len(self.encoder.layers)
+            return {"keep_ratio": 1.0, "cascade": cascade, "level_keep_ratios": None}
         return {
             "keep_ratio": self.token_selector.keep_ratio,
             "cascade": self.token_selector.cascade,
+            "level_keep_ratios": self.token_selector.level_keep_ratios,
         }
 
     def forward(
@@ -326,6 +330,9 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
         initialize_transformer(part)
     if dual.enabled and not dual.share_class_head:
         encoder.category_head = _class_head(width, num_classes, spec.class_prior)
+    background = spec.token_selection.background_embedding
+    if background.enabled:
+        encoder.background_embedding = BackgroundEmbedding(width, background.size)
     denoising = None
     if spec.denoising.enabled:
         denoising = DenoisingQueries(

@@ -63,13 +63,15 @@ class SelectedTokens:
     """
 
     indices: tuple[Tensor, ...]
-    """Per encoder layer int64 [B, k_i], token numbers by falling foreground score."""
+    """Per encoder layer int64 [B, k_i], token numbers by falling foreground score; with ratios by
+    level those within the budget of their level come first."""
     scores: Tensor
     """[B, k_0], the first layer's scores, falling; padding is at the batch's minimum."""
     counts: tuple[int, ...]
     """k_i, the tokens of encoder layer i."""
     budgets: tuple[int, ...]
-    """Per image n_b = trunc(valid tokens x keep_ratio) + 1, at most the tokens there are."""
+    """Per image n_b = trunc(valid tokens x keep_ratio) + 1, at most the tokens there are; with
+    ratios by level the sum over levels."""
     valid_counts: tuple[int, ...]
     """Per image the tokens that are not padding."""
     level_shapes: tuple[tuple[int, int], ...]

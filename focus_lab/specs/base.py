@@ -25,6 +25,14 @@ class Spec(BaseModel):
     )
 
 
+def added(default: Any) -> Any:
+    """Default of a field that came later: it is not written while it has its default.
+
+    So what computes the same numbers as before keeps its fingerprint, and its trials go on.
+    """
+    return Field(default=default, exclude_if=lambda value: bool(value == default))
+
+
 FromList = Strict(False)
 """On a tuple: it may be written as a list, the only sequence that YAML and JSON have."""
 

@@ -170,7 +170,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 def _kind_of(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
     values = get_args(field.annotation) if field else ()
-    return values[0] if values else None
+    return values[0] if len(values) == 1 else None
 
 
 def _known_keys(model: type[BaseModel], typed: tuple[str, ...]) -> list[str]:

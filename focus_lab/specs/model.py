@@ -20,6 +20,7 @@ from focus_lab.specs.base import (
     Probability,
     Ratio,
     Spec,
+    added,
 )
 
 
@@ -152,6 +153,15 @@ class ScoreModulation(Spec):
     """The learnt scales (alpha) start uniform in ±init_range."""
 
 
+class BackgroundEmbedding(Spec):
+    """Learnt row and column embeddings of tokens that the last layer leaves out (Salience-DETR)."""
+
+    enabled: bool = False
+    """Off, as released: they keep what they last were."""
+    size: PositiveInt = 200
+    """Rows and columns that are told apart; those beyond share the last one's."""
+
+
 class TokenSelection(Spec):
     """Foreground token selector (Sec. 3.2): which tokens the encoder refines, layer by layer."""
 
@@ -164,11 +174,23 @@ class TokenSelection(Spec):
     """Share of the kept tokens by encoder layer; one value a layer, never rising."""
     score_modulation: ScoreModulation = ScoreModulation()
     """Top-down modulation between levels."""
+    level_keep_ratios: Annotated[tuple[Ratio, ...], FromList] | None = added(None)
+    """One share a level, fine to coarse, of which `keep_ratio` is then a factor: each level keeps
+    its own best tokens (Salience-DETR: keep_ratio 1 and [0.4, 0.8, 1, 1]). Null ranks the tokens of
+    all levels together, as released."""
+    background_embedding: BackgroundEmbedding = added(BackgroundEmbedding())
+    """What the decoder is told about tokens that the encoder left out."""
 
     @property
     def mean_keep_ratio(self) -> float:
-        """Mean share of tokens refined by a layer: the number that the paper prints."""
-        return self.keep_ratio * sum(self.cascade) / len(self.cascade)
+        """Mean share of tokens refined by a layer: the number that the paper prints.
+
+        With ratios by level, each level is taken to have a quarter of the tokens of the finer one.
+        """
+        by_level = self.level_keep_ratios or (1.0,)
+        tokens = [4.0**-level for level in range(len(by_level))]
+        kept = sum(share * count for share, count in zip(by_level, tokens, strict=True))
+        return self.keep_ratio * kept / sum(tokens) * sum(self.cascade) / len(self.cascade)
 
 
 class DualAttention(Spec):
@@ -187,14 +209,23 @@ class DualAttention(Spec):
 
 
 class ForegroundTargets(Spec):
-    """Which tokens count as foreground while the scorer learns."""
+    """Which tokens count as foreground while the scorer learns.
 
+    A token is foreground for a box when it lies inside and its distance falls into the range of its
+    level.
+    """
+
+    kind: Literal["side", "paper", "soft"] = added("side")
+    """`side` is released: the distance is that to the farthest side. `paper` is what the text says:
+    distance to the box's centre, ranges that overlap by half. `soft` has the ranges of `side` and
+    labels that fall from 1 at the centre (Salience-DETR)."""
     size_ranges: (
         Annotated[tuple[Annotated[tuple[float, float], FromList], ...], FromList] | None
     ) = None
-    """(low, high] limits in pixels of the farthest side distance, one pair a level; null doubles
-    from 64 at the finest level and leaves the coarsest open, which is the released
-    [-1,64],[64,128],[128,256],[256,999999] for four levels."""
+    """(low, high] limits in pixels of the distance, one pair a level; null doubles from 64 at the
+    finest level and leaves the coarsest open, which is the released
+    [-1,64],[64,128],[128,256],[256,999999] for four levels. With `paper`, each begins in the middle
+    of the one before: [-1,64],[32,128],[80,256],[168,999999]."""
     center_radius: PositiveFloat | None = None
     """Centre sampling radius in strides; null is off (computed but unused in the release)."""
 
@@ -354,6 +385,19 @@ class ModelSpec(Spec):
                 f"got {len(ranges)} pairs; num_feature_levels is {self.num_feature_levels}"
             )
         dual, scoring = self.dual_attention, self.token_selection.scoring
+        level_ratios = self.token_selection.level_keep_ratios
+        if level_ratios is not None and len(level_ratios) != self.num_feature_levels:
+            problems.append(
+                "token_selection.level_keep_ratios: needs one value a feature level, "
+                f"got {len(level_ratios)} values; num_feature_levels is {self.num_feature_levels}"
+            )
+        if isinstance(scoring, DenseScoring) and (
+            level_ratios is not None or self.token_selection.background_embedding.enabled
+        ):
+            problems.append(
+                "token_selection.scoring: `dense` has neither ratios by level nor a background, "
+                "got one of them; remove level_keep_ratios and background_embedding"
+            )
         keeps_all = self.token_selection.keep_ratio == 1 and all(part == 1 for part in cascade)
         if isinstance(scoring, DenseScoring) and not keeps_all:
             problems.append(

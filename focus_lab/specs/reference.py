@@ -56,7 +56,8 @@ def _table(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else _default(field.default)
         text = " ".join((field.description or "").split()).replace("|", "\\|")
-        kind = "constant" if name == "kind" else _type(field.annotation)
+        values = typing.get_args(field.annotation) if name == "kind" else ()
+        kind = "constant" if len(values) == 1 else _type(field.annotation)
         rows.append(f"| `{name}` | {kind} | {default} | {text or 'which variant this is'} |")
     return "\n".join(rows)
 
@@ -94,7 +95,8 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 def _kind(model: type[BaseModel]) -> str | None:
     field = model.model_fields.get("kind")
-    return str(typing.get_args(field.annotation)[0]) if field else None
+    values = typing.get_args(field.annotation) if field else ()
+    return str(values[0]) if len(values) == 1 else None
 
 
 def _first_paragraph(model: type[BaseModel]) -> str:

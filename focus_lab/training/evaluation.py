@@ -120,7 +120,7 @@ class TokenStatistics:
         level_shapes = output["level_shapes"]
         labels = self._rule.labels(
             batch.targets, batch.sizes, level_shapes, output["strides"]
-        )  # [B, N]
+        ).bool()  # [B, N]
         depth = kept_depth(output, self._layers)  # [B, N]
         self.images += len(batch.image_ids)
         self.foreground += float(labels.sum())

@@ -361,21 +361,31 @@ def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
     """The swept parameter must have reached the model."""
     wanted = spec.model.token_selection
     got = model.effective_token_selection
-    if got != {"keep_ratio": wanted.keep_ratio, "cascade": wanted.cascade}:
+    asked = {
+        "keep_ratio": wanted.keep_ratio,
+        "cascade": wanted.cascade,
+        "level_keep_ratios": wanted.level_keep_ratios,
+    }
+    if got != asked:
         raise EffectiveSpecError(
             f"model.token_selection: the built model uses other ratios than its cell, got {got}; "
-            f"the cell says keep_ratio {wanted.keep_ratio}, cascade {list(wanted.cascade)}"
+            f"the cell says {asked}"
         )
 
 
 def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
     """The first layer must have kept what the cell says, as counted while evaluating."""
-    if "tokens/kept_layer_0" not in metrics:
+    selection = spec.model.token_selection
+    # What ratios by level come to depends on how many tokens each level of an image has.
+    if "tokens/kept_layer_0" not in metrics or selection.level_keep_ratios is not None:
         return
     kept, total = metrics["tokens/kept_layer_0"], metrics["tokens/total"]
-    wanted = spec.model.token_selection.keep_ratio
-    # Every image keeps trunc(valid x ratio) + 1, clamped to its tokens.
-    if abs(kept - wanted * total) > 1 + 1e-3 * total:
+    wanted = selection.keep_ratio
+    # An image may keep trunc(valid x ratio) + 1, and the layer takes its share of what the image
+    # that may keep most does.
+    least, most = wanted * selection.cascade[0] * total, wanted * total
+    slack = 1 + 1e-3 * total
+    if not least - slack <= kept <= most + slack:
         raise EffectiveSpecError(
             f"model.token_selection.keep_ratio: the encoder kept {kept:.1f} of {total:.1f} tokens "
             f"an image, got a ratio of {kept / total:.3f}; the cell says {wanted}"

@@ -20,9 +20,15 @@ from focus_lab.model.token_selection import TokenSelector, TokensToScore
 class DecoderAttentionSelector(TokenSelector):
     """Logits of being looked at by the decoder."""
 
-    def __init__(self, hidden_dim: int, keep_ratio: float, cascade: Sequence[float]) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        keep_ratio: float,
+        cascade: Sequence[float],
+        level_keep_ratios: Sequence[float] | None = None,
+    ) -> None:
         """Selector for tokens of width `hidden_dim`; ratios as `TokenSelector`."""
-        super().__init__(keep_ratio, cascade)
+        super().__init__(keep_ratio, cascade, level_keep_ratios)
         self.scorer = ForegroundScorer(hidden_dim)
 
     def score(self, given: TokensToScore) -> Tensor:

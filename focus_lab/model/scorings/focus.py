@@ -55,6 +55,7 @@ class FocusSelector(TokenSelector):
         num_feature_levels: int,
         keep_ratio: float,
         cascade: Sequence[float],
+        level_keep_ratios: Sequence[float] | None = None,
         modulation_range: float | None = 0.3,
     ) -> None:
         """Selector for tokens of width `hidden_dim`.
@@ -64,10 +65,11 @@ class FocusSelector(TokenSelector):
             num_feature_levels: L.
             keep_ratio: as `TokenSelector`.
             cascade: as `TokenSelector`.
+            level_keep_ratios: as `TokenSelector`.
             modulation_range: the learnt scales (alpha, Eq. 2) start uniform in ± this; None scores
                 every level on its own.
         """
-        super().__init__(keep_ratio, cascade)
+        super().__init__(keep_ratio, cascade, level_keep_ratios)
         self.scorer = ForegroundScorer(hidden_dim)
         self.modulation_scales: nn.Parameter | None = None
         if modulation_range is not None and num_feature_levels > 1:

@@ -21,9 +21,15 @@ from focus_lab.model.token_selection import TokenSelector, TokensToScore
 class ObjectnessSelector(TokenSelector):
     """Objectness logits by a perceptron of one hidden layer."""
 
-    def __init__(self, hidden_dim: int, keep_ratio: float, cascade: Sequence[float]) -> None:
+    def __init__(
+        self,
+        hidden_dim: int,
+        keep_ratio: float,
+        cascade: Sequence[float],
+        level_keep_ratios: Sequence[float] | None = None,
+    ) -> None:
         """Selector for tokens of width `hidden_dim`; ratios as `TokenSelector`."""
-        super().__init__(keep_ratio, cascade)
+        super().__init__(keep_ratio, cascade, level_keep_ratios)
         self.head = Perceptron((hidden_dim, hidden_dim, 1))
 
     def score(self, given: TokensToScore) -> Tensor:

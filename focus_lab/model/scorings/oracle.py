@@ -22,9 +22,15 @@ class OracleSelector(TokenSelector):
 
     learns_foreground = False
 
-    def __init__(self, rule: ForegroundRule, keep_ratio: float, cascade: Sequence[float]) -> None:
+    def __init__(
+        self,
+        rule: ForegroundRule,
+        keep_ratio: float,
+        cascade: Sequence[float],
+        level_keep_ratios: Sequence[float] | None = None,
+    ) -> None:
         """Selector by the labels of `rule`; ratios as `TokenSelector`."""
-        super().__init__(keep_ratio, cascade)
+        super().__init__(keep_ratio, cascade, level_keep_ratios)
         self.rule = rule
 
     def score(self, given: TokensToScore) -> Tensor:

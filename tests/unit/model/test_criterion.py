@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -7,7 +8,8 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from focus_lab.errors import NonFiniteLossError
-from focus_lab.model.criterion import build_criterion, focal_loss
+from focus_lab.model.criterion import build_criterion
+from focus_lab.model.focal import focal_loss, soft_focal_loss
 from focus_lab.model.output import DenoisingMeta
 from focus_lab.specs.model import Denoising, ForegroundTargets, Loss, ModelSpec
 
@@ -276,3 +278,55 @@ def test_focal_loss_has_the_right_gradient():
     logits = torch.linspace(-6, 6, 13, dtype=torch.float64, requires_grad=True)
     positive = torch.arange(13) % 2 == 0
     assert torch.autograd.gradcheck(lambda x: focal_loss(x, positive, 0.25, 2.0), logits)
+
+
+@given(st.floats(-200, 200), st.floats(0, 3))
+def test_the_soft_focal_loss_is_the_hard_one_at_0_and_1(logit, gamma):
+    logits = torch.tensor([logit, logit], dtype=torch.float64)
+    labels = torch.tensor([0.0, 1.0])
+    soft = soft_focal_loss(logits, labels, 0.25, gamma)
+    torch.testing.assert_close(soft, focal_loss(logits, labels > 0, 0.25, gamma))
+
+
+def test_the_soft_focal_loss_by_hand():
+    # p = 0.8, t = 0.6: cross-entropy -(0.6 ln 0.8 + 0.4 ln 0.2), missed 0.6 x 0.2 + 0.4 x 0.8.
+    logits = torch.tensor([0.8], dtype=torch.float64).logit()
+    entropy = -(0.6 * math.log(0.8) + 0.4 * math.log(0.2))
+    expected = (0.25 * 0.6 + 0.75 * 0.4) * (0.6 * 0.2 + 0.4 * 0.8) ** 2 * entropy
+    loss = soft_focal_loss(logits, torch.tensor([0.6], dtype=torch.float64), 0.25, 2.0)
+    assert loss.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e4, 1e30])
+def test_soft_labels_give_finite_losses_and_gradients(size):
+    criterion = build_criterion(SPEC, CLASSES)
+    logits = (torch.linspace(-1, 1, 8)[None] * size).requires_grad_()
+    labels = torch.tensor([[0.0, 0.3, 0.6, 1.0] * 2])
+    loss = criterion.foreground_loss(logits, labels)
+    loss.backward()
+    assert loss.isfinite()
+    assert logits.grad.isfinite().all()
+
+
+def test_a_soft_label_of_1_is_a_hard_one():
+    criterion = build_criterion(SPEC, CLASSES)
+    logits, hard = torch.randn(3, 8), torch.rand(3, 8) < 0.4
+    soft = criterion.foreground_loss(logits, hard.float())
+    torch.testing.assert_close(soft, criterion.foreground_loss(logits, hard))
+
+
+def test_objectness_is_taught_by_boxes_of_all_sizes_on_all_levels():
+    spec = ModelSpec.model_validate(
+        {"num_feature_levels": 2, "token_selection": {"scoring": {"kind": "objectness"}}}
+    )
+    output, targets, sizes = batch((1,))
+    targets[0]["boxes"] = torch.tensor([[0.5, 0.5, 0.9, 0.9]])
+    criterion = build_criterion(spec, CLASSES)
+    loss = criterion(output, targets, sizes)["loss_foreground"]
+    # The box spans 2 .. 38 and 1.6 .. 30.4: tokens at 4 ... 36 and 8, 24 are inside, those of the
+    # second level at x = 40 are not.
+    inside = torch.ones(1, 26, dtype=torch.bool)
+    inside[0, [22, 25]] = False
+    torch.testing.assert_close(loss, criterion.foreground_loss(output["foreground_logits"], inside))
+    plain = build_criterion(SPEC, CLASSES).foreground.labels(targets, sizes, SHAPES, STRIDES)
+    assert not plain[0, 20:].any()

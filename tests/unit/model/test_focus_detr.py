@@ -132,6 +132,8 @@ def test_any_number_of_levels_trains(count):
         {"value_source": "updated_tokens"},
         {"denoising": {"enabled": False}},
         {"dropout": 0.1},
+        selection(level_keep_ratios=[0.2, 0.6, 1.0, 1.0], keep_ratio=1.0),
+        selection(background_embedding={"enabled": True, "size": 9}),
         selection(scoring={"kind": "objectness"}),
         selection(scoring={"kind": "decoder_attention"}),
         {**selection(scoring={"kind": "feature_norm"}), **BY_CATEGORY},
@@ -248,13 +250,43 @@ def test_the_effective_selection_is_reported():
     assert build(**selection(keep_ratio=0.3)).effective_token_selection == {
         "keep_ratio": 0.3,
         "cascade": (1.0, 0.5),
+        "level_keep_ratios": None,
     }
     dense = build(
         **selection(scoring={"kind": "dense"}, keep_ratio=1.0, cascade=[1.0, 1.0]),
         dual_attention={"enabled": False},
     )
-    assert dense.effective_token_selection == {"keep_ratio": 1.0, "cascade": (1.0, 1.0)}
+    assert dense.effective_token_selection == {
+        "keep_ratio": 1.0,
+        "cascade": (1.0, 1.0),
+        "level_keep_ratios": None,
+    }
     assert dense.eval()(torch.randn(1, 3, 64, 64))["token_selection"] is None
+
+
+def test_ratios_by_level_reach_the_selection():
+    model = build(**selection(level_keep_ratios=[0.2, 0.6, 1.0, 1.0], keep_ratio=1.0)).eval()
+    chosen = model(torch.randn(1, 3, 64, 64))["token_selection"]
+    assert chosen.budgets == (12 + 9 + 4 + 1,)
+    assert chosen.counts == (26, 13)
+    kept = chosen.indices[0][0]
+    assert [int(((kept >= a) & (kept < b)).sum()) for a, b in ((0, 64), (64, 80), (80, 85))] == [
+        *(12, 9, 5)
+    ]
+
+
+def test_a_background_embedding_is_drawn_as_it_should_be_and_changes_detections():
+    plain = build(**selection(keep_ratio=0.2)).eval()
+    embedded = build(**selection(keep_ratio=0.2, background_embedding={"enabled": True})).eval()
+    table = embedded.encoder.background_embedding.rows.weight
+    assert table.shape == (200, 16)
+    assert 0 <= table.min() < table.max() < 1
+    state = plain.state_dict()
+    embedded.load_state_dict(state | {
+        name: tensor for name, tensor in embedded.state_dict().items() if "background" in name
+    })  # fmt: skip
+    images = torch.randn(1, 3, 64, 64)
+    assert not torch.equal(embedded(images)["pred_logits"], plain(images)["pred_logits"])
 
 
 def test_denoising_queries_come_with_targets_in_training_only():

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -5,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focus_lab.model.foreground_targets import default_size_ranges, foreground_labels
+from focus_lab.model.foreground_targets import (
+    ForegroundRule,
+    default_size_ranges,
+    foreground_labels,
+    foreground_rule,
+    overlapping_size_ranges,
+)
+from focus_lab.specs.model import ModelSpec
 
 OPEN = ((-1.0, 999_999.0),)
 
@@ -17,7 +25,7 @@ def target(*boxes):
     }
 
 
-def by_definition(targets, sizes, level_shapes, strides, size_ranges, center_radius):
+def by_definition(targets, sizes, level_shapes, strides, size_ranges, center_radius, kind="side"):
     """Token by token and box by box, as the rule is written."""
     rows = []
     for each, (image_height, image_width) in zip(targets, sizes, strict=True):
@@ -28,7 +36,7 @@ def by_definition(targets, sizes, level_shapes, strides, size_ranges, center_rad
             for y in range(height):
                 for x in range(width):
                     px, py = x * stride + stride // 2, y * stride + stride // 2
-                    found = False
+                    found = 0.0
                     for cx, cy, w, h in each["boxes"].double().tolist():
                         cx, cy = cx * image_width, cy * image_height
                         w, h = w * image_width, h * image_height
@@ -41,10 +49,14 @@ def by_definition(targets, sizes, level_shapes, strides, size_ranges, center_rad
                         near = center_radius is None or (
                             max(abs(px - cx), abs(py - cy)) < center_radius * stride
                         )
-                        found |= min(sides) > 0 and low < max(sides) <= high and near
+                        off = max(abs(px - cx), abs(py - cy))
+                        distance = off if kind == "paper" else max(sides)
+                        if min(sides) > 0 and low < distance <= high and near:
+                            offset = math.hypot((px - cx) / (w / 2), (py - cy) / (h / 2))
+                            found = max(found, 1 - offset / 2 if kind == "soft" else 1.0)
                     row.append(found)
         rows.append(row)
-    return torch.tensor(rows)
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 unit = st.floats(0.0, 1.0, width=32)
@@ -56,8 +68,9 @@ box = st.tuples(unit, unit, unit, unit)
     st.lists(st.lists(box, max_size=3), min_size=1, max_size=3),
     st.integers(1, 4),
     st.sampled_from([None, 0.7, 1.5]),
+    st.sampled_from(["side", "paper", "soft"]),
 )
-def test_labels_follow_the_definition_for_any_number_of_levels(boxes, num_levels, radius):
+def test_labels_follow_the_definition_for_any_number_of_levels(boxes, num_levels, radius, kind):
     targets = [target(*rows) for rows in boxes]
     for each in targets:
         each["boxes"] = each["boxes"].double()  # so that both sides round alike
@@ -65,9 +78,11 @@ def test_labels_follow_the_definition_for_any_number_of_levels(boxes, num_levels
     strides = [8 * 2**level for level in range(num_levels)]
     shapes = [(-(-120 // stride), -(-130 // stride)) for stride in strides]
     ranges = tuple((low / 4, high / 4) for low, high in default_size_ranges(num_levels))
-    settings_of_labels = (sizes, shapes, strides, ranges, radius)
+    settings_of_labels = (sizes, shapes, strides, ranges, radius, kind)
     labels = foreground_labels(targets, *settings_of_labels)
-    assert torch.equal(labels, by_definition(targets, *settings_of_labels))
+    assert labels.dtype == (torch.float64 if kind == "soft" else torch.bool)
+    expected = by_definition(targets, *settings_of_labels)
+    torch.testing.assert_close(labels.double(), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_levels", range(1, 7))
@@ -111,3 +126,66 @@ def test_center_radius_keeps_tokens_near_the_centre():
     labels = foreground_labels([full], [(64, 64)], [(8, 8)], [8], OPEN, center_radius=1.0)
     assert labels.view(8, 8)[3:5, 3:5].all()
     assert labels.sum() == 4
+
+
+def test_the_papers_ranges_overlap_half_of_the_one_before():
+    assert overlapping_size_ranges(4) == (
+        (-1.0, 64.0),
+        (32.0, 128.0),
+        (80.0, 256.0),
+        (168.0, 999_999.0),
+    )
+    for (low, high), (begin, _) in pairwise(overlapping_size_ranges(4)):
+        assert high - begin == (high - max(low, 0)) / 2
+
+
+def test_the_papers_distance_is_the_larger_one_to_the_centre():
+    # The box spans 0 .. 64 in x and 8 .. 56 in y, its centre is at (32, 32); tokens sit at 4, 12,
+    # ..., 60. The farthest side is at least 36 away from each, the centre at most 28.
+    box = target((0.5, 0.5, 1.0, 0.75))
+    near = ((-1.0, 13.0),)
+    assert not foreground_labels([box], [(64, 64)], [(8, 8)], [8], near).any()
+    labels = foreground_labels([box], [(64, 64)], [(8, 8)], [8], near, kind="paper").view(8, 8)
+    assert labels.nonzero().tolist() == [[y, x] for y in range(2, 6) for x in range(2, 6)]
+    # 12 < distance <= 20 is a frame; the row at y = 4 is outside of the box.
+    frame = foreground_labels([box], [(64, 64)], [(8, 8)], [8], ((12.0, 20.0),), kind="paper")
+    assert frame.view(8, 8).long().tolist() == [
+        [0] * 8,
+        [0, 1, 1, 1, 1, 1, 1, 0],
+        *[[0, 1, 0, 0, 0, 0, 1, 0]] * 4,
+        [0, 1, 1, 1, 1, 1, 1, 0],
+        [0] * 8,
+    ]
+
+
+def test_soft_labels_fall_from_the_centre_to_the_corners():
+    # Tokens at 4, 12, 20, 28; the box spans 0 .. 24, its centre is a token, its half side is 12.
+    box = target((0.375, 0.375, 0.75, 0.75))
+    labels = foreground_labels([box], [(32, 32)], [(4, 4)], [8], OPEN, kind="soft").view(4, 4)
+    side, corner = 1 - (8 / 12) / 2, 1 - math.hypot(8 / 12, 8 / 12) / 2
+    expected = [[corner, side, corner], [side, 1, side], [corner, side, corner]]
+    torch.testing.assert_close(labels[:3, :3], torch.tensor(expected))
+    assert not labels[3].any()
+    assert not labels[:, 3].any()
+
+
+def test_of_several_boxes_the_largest_soft_label_counts():
+    small, large = (0.125, 0.125, 0.25, 0.25), (0.5, 0.5, 1.0, 1.0)
+    both = foreground_labels([target(large, small)], [(32, 32)], [(4, 4)], [8], OPEN, kind="soft")
+    alone = foreground_labels([target(large)], [(32, 32)], [(4, 4)], [8], OPEN, kind="soft")
+    assert both[0, 0] == 1
+    assert alone[0, 0] < 0.5
+    assert torch.equal(both[0, 1:], alone[0, 1:])
+
+
+@pytest.mark.parametrize("kind", ["side", "paper", "soft"])
+def test_the_rule_of_a_spec_has_its_distance_and_ranges(kind):
+    rule = foreground_rule(ModelSpec.model_validate({"foreground_targets": {"kind": kind}}))
+    ranges = overlapping_size_ranges(4) if kind == "paper" else default_size_ranges(4)
+    assert rule == ForegroundRule(kind, ranges, None)
+    box = target((0.5, 0.5, 0.9, 0.9))
+    shapes, strides = [(8, 8), (4, 4), (2, 2), (1, 1)], (8, 16, 32, 64)
+    labels = rule.labels([box], [(64, 64)], shapes, strides) > 0
+    anywhere = rule.on_any_level().labels([box], [(64, 64)], shapes, strides) > 0
+    assert anywhere.all()
+    assert labels.sum() < anywhere.sum()

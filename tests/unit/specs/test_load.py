@@ -64,6 +64,19 @@ def test_all_mistakes_of_a_spec_come_at_once_with_file_and_line(tmp_path: Path) 
             "`dense` refines all tokens",
         ),
         (
+            "name: a\ndata: {kind: shapes}\n"
+            "model: {token_selection: {scoring: {kind: random}, level_keep_ratios: [0.5]}}",
+            "spec.yaml:3: model.token_selection.level_keep_ratios: needs one value a feature level",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\nmodel: {token_selection: {scoring: {kind: random}}}",
+            "model.dual_attention.score_product: `random` scoring has no foreground logit",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\nmodel: {foreground_targets: {kind: hard}}",
+            "model.foreground_targets.kind: is not an allowed value, got 'hard'",
+        ),
+        (
             "name: a\ndata: {kind: shapes}\nobjectives: {coco/Ap: max}",
             "spec.yaml:3: objectives: no trial has such a metric, got 'coco/Ap'; "
             "did you mean coco/AP?",

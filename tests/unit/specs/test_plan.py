@@ -143,3 +143,19 @@ def test_axis_points_that_differ_inside_a_mapping_have_different_names() -> None
 def test_two_cells_of_one_name_are_an_error() -> None:
     with pytest.raises(SpecError, match="two cells have this name"):
         plan(experiment(axes={RATIO: [0.1]}, cells={"keep_ratio=0.1": {RATIO: 0.2}}))
+
+
+def test_a_field_that_came_later_changes_no_fingerprint_until_it_is_used() -> None:
+    old = plan(experiment()).trials[0].spec.model_dump(mode="json")["model"]
+    assert "kind" not in old["foreground_targets"]
+    assert "level_keep_ratios" not in old["token_selection"]
+    later = {
+        "model.foreground_targets.kind": "soft",
+        "model.token_selection.level_keep_ratios": [0.4, 0.8, 1, 1],
+        "model.token_selection.background_embedding.enabled": True,
+    }
+    made = plan(experiment(cells={path: {path: value} for path, value in later.items()}))
+    assert len({trial.fingerprint for trial in made.trials}) == len(made.trials)
+    spec = made.cells[-1].spec
+    assert spec.model.token_selection.background_embedding.enabled
+    assert type(spec).model_validate(spec.model_dump(mode="json")) == spec

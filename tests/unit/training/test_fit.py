@@ -243,7 +243,11 @@ def test_metrics_manifest_and_samples_are_there(tiny_trial: MakeTrial, tmp_path:
     assert [name for name in result.metrics if not is_metric(name)] == []
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["fingerprint"] == spec.fingerprint
-    assert manifest["effective_token_selection"] == {"keep_ratio": 0.5, "cascade": [1.0]}
+    assert manifest["effective_token_selection"] == {
+        "keep_ratio": 0.5,
+        "cascade": [1.0],
+        "level_keep_ratios": None,
+    }
     assert len(manifest["data"]["train"]["digest"]) == 64
     usable = library_state()
     assert manifest["ops_implementation"] == ("compiled" if usable.ok else "reference")

@@ -34,7 +34,8 @@ def test_the_choice_has_no_gradient_but_the_logits_do():
 
 
 def test_a_scale_of_zero_is_the_same_as_no_modulation(small):
-    modulated, plain = FocusSelector(8, 2, 0.5, (1.0,)), FocusSelector(8, 2, 0.5, (1.0,), None)
+    modulated = FocusSelector(8, 2, 0.5, (1.0,))
+    plain = FocusSelector(8, 2, 0.5, (1.0,), modulation_range=None)
     assert plain.modulation_scales is None
     plain.scorer.load_state_dict(modulated.scorer.state_dict())
     torch.nn.init.zeros_(modulated.modulation_scales)
@@ -43,7 +44,7 @@ def test_a_scale_of_zero_is_the_same_as_no_modulation(small):
 
 @pytest.mark.parametrize(("bias", "hidden"), [(1.0, True), (-1.0, False)])
 def test_the_scorers_first_norm_hides_a_positive_factor_but_not_a_sign(small, bias, hidden):
-    selector = FocusSelector(8, 2, 0.5, (1.0,), None)
+    selector = FocusSelector(8, 2, 0.5, (1.0,), modulation_range=None)
     torch.nn.init.constant_(selector.scorer.logit.bias, bias)
     plain = selector.score(small)
     selector.modulation_scales = torch.nn.Parameter(torch.full((1,), 1e3))

@@ -8,7 +8,7 @@ from focus_lab.model.foreground_targets import ForegroundRule
 from focus_lab.model.scorings.oracle import OracleSelector
 from focus_lab.model.token_selection import TokensToScore
 
-ANY = ForegroundRule(size_ranges=((-1.0, 1e6), (-1.0, 1e6)), center_radius=None)
+ANY = ForegroundRule("side", size_ranges=((-1.0, 1e6), (-1.0, 1e6)), center_radius=None)
 
 
 def scores(*images, rule=ANY, sizes=None):
@@ -38,7 +38,7 @@ def test_foreground_is_1_and_more_the_nearer_to_the_centre():
 
 
 def test_a_token_of_the_wrong_level_is_background():
-    rule = ForegroundRule(size_ranges=((-1.0, 10.0), (10.0, 1e6)), center_radius=None)
+    rule = ForegroundRule("side", size_ranges=((-1.0, 10.0), (10.0, 1e6)), center_radius=None)
     found = scores([(0.5, 0.5, 1.0, 1.0)], rule=rule)[0]  # farthest sides are 20 px and more
     assert (found[:16] < 1).all()
     assert (found[16:] > 1).all()
