@@ -1,7 +1,7 @@
 """The encoder: each layer refines only its foreground tokens (Sec. 3.3, Algorithm 1).
 
-Shape legend: B images (B' is 1 when nothing is padded), N tokens, k tokens of a layer, L levels, d
-width.
+Shape legend: B images (B' is 1 when nothing is padded), N tokens, k tokens of a layer, K those of
+the largest layer, L levels, d width.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class EncoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Encoder layers over shrinking sets of foreground tokens; others keep their neck feature."""
+    """Encoder layers over nested sets of foreground tokens; others keep their neck feature."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
             may_update = None
         else:
             order = memory_order(selection)
-            first = selection.indices[0].gather(1, order)
+            first = selection.largest.gather(1, order)
             current = take_tokens(tokens, first)
             constants = EncoderTokens(
                 take_tokens(positions, first),
@@ -197,31 +197,39 @@ class Encoder(nn.Module):
             fixed_values = project_values(attentions, tokens, padding_mask)
 
         memory = tokens
-        finished: list[Tensor] = []
+        # What earlier layers refined and this one does not, as suffixes of the largest set.
+        resting: list[Tensor] = []
         for number, layer in enumerate(self._typed_layers()):
-            if selection is not None and selection.counts[number] < current.shape[1]:
-                # The sets are nested prefixes: what this layer drops never comes back.
-                count = selection.counts[number]
-                finished.append(current[:, count:])
-                current, constants = current[:, :count], constants.first(count)
-                may_update = None if may_update is None else may_update[:, :count]
+            count = current.shape[1] if selection is None else selection.counts[number]
+            if count < current.shape[1]:
+                resting.append(current[:, count:])
+                current = current[:, :count]
+            elif count > current.shape[1]:
+                # A rising cascade: tokens that rest, or were never refined, join again.
+                everything = torch.cat((current, *reversed(resting)), dim=1)
+                current, resting = everything[:, :count], [everything[:, count:]]
+            here = constants.first(count)
             if fixed_values is not None:
                 value = fixed_values[number]
             else:
                 value = project_values([layer.deformable_attention], memory, padding_mask)[0]
             refined = layer(
                 current,
-                constants,
-                self._fine_grained(current, constants.scores, self.category_head or class_head),
+                here,
+                self._fine_grained(current, here.scores, self.category_head or class_head),
                 value,
                 levels.shapes,
                 widths_heights,
             )
-            current = refined if may_update is None else torch.where(may_update, refined, current)
+            current = (
+                refined
+                if may_update is None
+                else torch.where(may_update[:, :count], refined, current)
+            )
             if self.value_source == "updated_tokens":
                 memory = _written(memory, first, current)
         if self.value_source == "neck_features":
-            memory = _written(tokens, first, torch.cat((current, *reversed(finished)), dim=1))
+            memory = _written(tokens, first, torch.cat((current, *reversed(resting)), dim=1))
         if self.background_embedding is not None and selection is not None:
             memory = self.background_embedding(memory, levels, padding_mask, selection)
         return memory
@@ -247,8 +255,8 @@ class Encoder(nn.Module):
 
 
 def _may_update(selection: SelectedTokens, device: torch.device) -> Tensor | None:
-    """Where an image may write its token back, bool [B, k_0, 1]; None when everywhere."""
-    longest = selection.counts[0]
+    """Where an image may write its token back, bool [B, K, 1]; None when everywhere."""
+    longest = max(selection.counts)
     if min(selection.budgets) >= longest:
         return None
     budgets = host_tensor(selection.budgets, torch.int64, device)

@@ -3,7 +3,7 @@
 Sampling is bound by memory. Tokens by falling score jump about the feature maps, neighbours share
 what they read. The operations on a layer's tokens do not depend on their order, so results stay.
 
-Shape legend: B images, N tokens, k_0 tokens of the first encoder layer.
+Shape legend: B images, N tokens, K tokens of the largest encoder layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BITS = 10
 
 
 def memory_order(selection: SelectedTokens) -> Tensor:
-    """How to permute the first layer's tokens so that neighbours follow each other.
+    """How to permute the largest layer's tokens so that neighbours follow each other.
 
     Layers take prefixes, and an image updates a prefix of each: tokens move only between two such
     borders, so that every prefix stays the same set.
@@ -28,16 +28,16 @@ def memory_order(selection: SelectedTokens) -> Tensor:
         selection: the tokens by falling score.
 
     Returns:
-        int64 [B, k_0], for `gather`.
+        int64 [B, K], for `gather`.
     """
-    indices = selection.indices[0]
+    indices = selection.largest
     positions = torch.arange(indices.shape[1], device=indices.device)
     borders = sorted(set(selection.counts))[:-1]
     band = host_tensor(selection.budgets, torch.int64, indices.device)[:, None] <= positions
-    band = band.to(torch.int64)  # [B, k_0]
+    band = band.to(torch.int64)  # [B, K]
     for border in borders:
         band = band + (positions >= border)
-    along = along_the_image(selection.level_shapes, indices.device)[indices]  # [B, k_0]
+    along = along_the_image(selection.level_shapes, indices.device)[indices]  # [B, K]
     order: Tensor = (band * 4**_BITS + along).argsort(dim=1)
     return order
 

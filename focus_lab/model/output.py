@@ -57,7 +57,7 @@ class DenoisingOutput(TypedDict):
 class SelectedTokens:
     """Which tokens the encoder refined (Sec. 3.2).
 
-    Layers are nested: each takes a prefix of the first. An image updates only its first
+    Layers are nested: each takes a prefix of the largest. An image updates only its first
     `budgets[b]` tokens of a layer; those beyond are computed, because the batch shares one length,
     and then dropped.
     """
@@ -66,7 +66,7 @@ class SelectedTokens:
     """Per encoder layer int64 [B, k_i], token numbers by falling foreground score; with ratios by
     level those within the budget of their level come first."""
     scores: Tensor
-    """[B, k_0], the first layer's scores, falling; padding is at the batch's minimum."""
+    """[B, K], the largest layer's scores, in its order; padding is at the batch's minimum."""
     counts: tuple[int, ...]
     """k_i, the tokens of encoder layer i."""
     budgets: tuple[int, ...]
@@ -76,6 +76,11 @@ class SelectedTokens:
     """Per image the tokens that are not padding."""
     level_shapes: tuple[tuple[int, int], ...]
     """(height, width) of each feature level, fine to coarse."""
+
+    @property
+    def largest(self) -> Tensor:
+        """int64 [B, K], the tokens of the layer that takes most: the first one of most cascades."""
+        return self.indices[self.counts.index(max(self.counts))]
 
     @property
     def kept(self) -> tuple[tuple[int, ...], ...]:

@@ -104,14 +104,14 @@ class TokenSelector(nn.Module):
         if self.level_keep_ratios is None:
             budgets = token_budgets(levels.valid_counts, self.keep_ratio)
             counts = token_counts(budgets, levels.num_tokens, self.cascade)
-            best, order = scores.topk(counts[0], dim=1, sorted=True)
+            best, order = scores.topk(max(counts), dim=1, sorted=True)
         else:
             by_level = level_budgets(
                 levels.valid_level_counts, self.keep_ratio, self.level_keep_ratios
             )
             budgets = tuple(sum(each) for each in by_level)
             counts = token_counts(budgets, levels.num_tokens, self.cascade)
-            order = best_of_each_level(scores, levels.lengths, by_level)[:, : counts[0]]
+            order = best_of_each_level(scores, levels.lengths, by_level)[:, : max(counts)]
             best = scores.gather(1, order)
         return SelectedTokens(
             indices=tuple(order[:, :count] for count in counts),
@@ -168,10 +168,7 @@ def token_counts(
     Args:
         budgets: n_b, what each image may update.
         num_tokens: N.
-        cascade: one share an encoder layer, never rising; the first may be below 1.
-
-    Returns:
-        Counts by layer; they never rise.
+        cascade: one share an encoder layer; they may rise, and the largest may be below 1.
     """
     longest = max(budgets)
     return tuple(

@@ -80,6 +80,8 @@ def _plain_path(
     here = content
     for element in loc:
         typed.append(str(element))
+        if isinstance(here, list | tuple) and isinstance(element, str):
+            continue  # the tag of a list that stands beside kinds
         if isinstance(here, dict) and element not in here and here.get("kind") == element:
             continue
         path.append(str(element))

@@ -6,7 +6,6 @@ for Efficient DETR" (ICCV 2023).
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +21,7 @@ from focus_lab.specs.base import (
     Spec,
     added,
 )
+from focus_lab.specs.cascade import Cascade, layer_shares, mean_share
 
 
 class ResNetBackbone(Spec):
@@ -170,8 +170,10 @@ class TokenSelection(Spec):
     keep_ratio: Ratio = 0.5
     """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the
     mean over layers: 0.5 x mean(cascade)."""
-    cascade: Annotated[tuple[Ratio, ...], FromList] = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
-    """Share of the kept tokens by encoder layer; one value a layer, never rising."""
+    cascade: Cascade = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
+    """Share of the kept tokens by encoder layer: one value a layer, or made for a mean:
+    {kind: constant, linear, geometric, step or reversed, mean: 0.6}. Layers that take more than the
+    one before find newcomers as they last were."""
     score_modulation: ScoreModulation = ScoreModulation()
     """Top-down modulation between levels."""
     level_keep_ratios: Annotated[tuple[Ratio, ...], FromList] | None = added(None)
@@ -190,7 +192,7 @@ class TokenSelection(Spec):
         by_level = self.level_keep_ratios or (1.0,)
         tokens = [4.0**-level for level in range(len(by_level))]
         kept = sum(share * count for share, count in zip(by_level, tokens, strict=True))
-        return self.keep_ratio * kept / sum(tokens) * sum(self.cascade) / len(self.cascade)
+        return self.keep_ratio * (kept / sum(tokens)) * mean_share(self.cascade)
 
 
 class DualAttention(Spec):
@@ -349,20 +351,19 @@ class ModelSpec(Spec):
     ops: Ops = Ops()
     """Implementation of the heavy operation."""
 
+    @property
+    def layer_shares(self) -> tuple[float, ...]:
+        """Share of the kept tokens that each encoder layer refines."""
+        return layer_shares(self.token_selection.cascade, self.num_encoder_layers)
+
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelSpec:
         problems = []
-        cascade = self.token_selection.cascade
-        if len(cascade) != self.num_encoder_layers:
-            problems.append(
-                "token_selection.cascade: needs one value an encoder layer, "
-                f"got {len(cascade)} values; num_encoder_layers is {self.num_encoder_layers}"
-            )
-        if any(later > earlier for earlier, later in pairwise(cascade)):
-            problems.append(
-                f"token_selection.cascade: must not rise from layer to layer, got {list(cascade)}; "
-                "each layer takes a part of the tokens of the layer before"
-            )
+        cascade: tuple[float, ...] = ()
+        try:
+            cascade = self.layer_shares
+        except ValueError as error:
+            problems.append(f"token_selection.cascade: {error}")
         if self.hidden_dim % self.num_heads:
             problems.append(
                 f"hidden_dim: must be a multiple of num_heads, got {self.hidden_dim}; "

@@ -13,7 +13,7 @@ from focus_lab.data.dataset import DetectionDataset
 from focus_lab.data.loader import Batch
 from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.model.foreground_targets import foreground_rule
-from focus_lab.model.output import ModelOutput, Target
+from focus_lab.model.output import ModelOutput, SelectedTokens, Target
 from focus_lab.model.postprocess import Detections, postprocess
 from focus_lab.specs.model import ModelSpec
 from focus_lab.training.breakdown import write_breakdown
@@ -96,8 +96,8 @@ class TokenStatistics:
     """What the selector kept, summed over images.
 
     Foreground recall is the share of tokens labelled foreground by `model.foreground_targets`,
-    whatever the scoring, that the first encoder layer keeps; with dense scoring it is 1. A token
-    counts for every size of box that makes it foreground.
+    whatever the scoring, that any encoder layer keeps (of most cascades: the first); with dense
+    scoring it is 1. A token counts for every size of box that makes it foreground.
 
     Args:
         spec: the model's spec: its layers and foreground targets.
@@ -125,8 +125,7 @@ class TokenStatistics:
         self.images += len(batch.image_ids)
         self.foreground += float(labels.sum())
         self.recalled += float((labels & (depth >= 1)).sum())
-        self.recalled_last += float((labels & (depth >= self._layers)).sum())
-        self.kept += torch.stack([(depth > layer).sum() for layer in range(self._layers)]).cpu()
+        self.recalled_last += float((labels & _kept_by_last_layer(output, depth)).sum())
         tokens = [height * width for height, width in level_shapes]
         levels = torch.split(depth, tokens, dim=1)
         self.kept_by_level += torch.stack([(level >= 1).sum() for level in levels]).cpu()
@@ -147,6 +146,8 @@ class TokenStatistics:
         ).cpu()
         selected = output["token_selection"]
         self.valid += float(sum(selected.valid_counts) if selected else depth.numel())
+        kept = [sum(layer) for layer in selected.kept] if selected else depth.numel()
+        self.kept += torch.tensor(kept, dtype=torch.float64)
 
     def add(self, other: TokenStatistics) -> None:
         """Count what another worker counted."""
@@ -201,8 +202,23 @@ def kept_depth(output: ModelOutput, num_layers: int) -> torch.Tensor:
     if selected is None:
         return torch.full((batch, total), num_layers, device=device)
     depth = torch.zeros((batch, total), dtype=torch.int64, device=device)
-    budgets = torch.tensor(selected.budgets, device=device)[:, None]  # [B, 1]
-    for indices in selected.indices:  # [B, k_i] by falling score
-        written = torch.arange(indices.shape[1], device=device)[None] < budgets  # [B, k_i]
-        depth.scatter_add_(1, indices, written.long())
+    for layer in range(num_layers):
+        depth.scatter_add_(1, selected.indices[layer], _written(selected, layer).long())
     return depth
+
+
+def _kept_by_last_layer(output: ModelOutput, depth: torch.Tensor) -> torch.Tensor:
+    """Tokens that the last encoder layer refines, bool [B, N]; `depth` from `kept_depth`."""
+    selected = output["token_selection"]
+    if selected is None:
+        return depth > 0
+    return torch.zeros_like(depth, dtype=torch.bool).scatter(
+        1, selected.indices[-1], _written(selected, -1)
+    )
+
+
+def _written(selected: SelectedTokens, layer: int) -> torch.Tensor:
+    """Which tokens of a layer are written back, bool [B, k]."""
+    indices = selected.indices[layer]
+    budgets = torch.tensor(selected.budgets, device=indices.device)[:, None]  # [B, 1]
+    return torch.arange(indices.shape[1], device=indices.device)[None] < budgets

@@ -363,7 +363,7 @@ def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
     got = model.effective_token_selection
     asked = {
         "keep_ratio": wanted.keep_ratio,
-        "cascade": wanted.cascade,
+        "cascade": spec.model.layer_shares,
         "level_keep_ratios": wanted.level_keep_ratios,
     }
     if got != asked:
@@ -383,7 +383,7 @@ def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
     wanted = selection.keep_ratio
     # An image may keep trunc(valid x ratio) + 1, and the layer takes its share of what the image
     # that may keep most does.
-    least, most = wanted * selection.cascade[0] * total, wanted * total
+    least, most = wanted * spec.model.layer_shares[0] * total, wanted * total
     slack = 1 + 1e-3 * total
     if not least - slack <= kept <= most + slack:
         raise EffectiveSpecError(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def build_token_selector(spec: ModelSpec) -> TokenSelector | None:
     """The selector that a spec describes, with fresh weights; None refines all tokens."""
     selection, width = spec.token_selection, spec.hidden_dim
-    ratios = (selection.keep_ratio, selection.cascade, selection.level_keep_ratios)
+    ratios = (selection.keep_ratio, spec.layer_shares, selection.level_keep_ratios)
     selector: TokenSelector
     match selection.scoring.kind:
         case "dense":

@@ -4,9 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from focus_lab.model import deformable_attention
 from focus_lab.model.encoder import Encoder, EncoderLayer
 from focus_lab.model.feature_levels import FeatureLevels
+from focus_lab.model.output import SelectedTokens
 from focus_lab.model.token_selection import TokenSelector
 
 WIDTH, SHAPES = 16, [(8, 8), (4, 4)]
@@ -99,3 +103,78 @@ def test_every_parameter_learns(scene):
     without = [name for name, parameter in encoder.named_parameters() if parameter.grad is None]
     assert without == []
     assert head.weight.grad is None  # the choice of tokens has no gradient
+
+
+def test_a_rising_cascade_finds_newcomers_as_the_neck_left_them(scene):
+    inputs, selection, head = scene
+    tokens, encoder = inputs[0], build()
+    counts = selection.counts[::-1]
+    rising = dataclasses.replace(selection, indices=selection.indices[::-1], counts=counts)
+    memory = encoder(*inputs, rising, head)
+    few, many = rising.indices[0][0], rising.indices[1][0]
+    assert len(few) < len(many) == rising.budgets[0]
+    assert touched(tokens[0], memory[0]).nonzero().flatten().tolist() == sorted(many.tolist())
+
+    # By hand: the first layer alone on the few, then the second alone on what that gives.
+    def alone(number, start, taken):
+        layer = Encoder([encoder.layers[number]], dual_attention_tokens=6).eval()
+        only = dataclasses.replace(
+            selection, indices=(taken,), counts=(taken.shape[1],),
+            scores=selection.scores[:, : taken.shape[1]],
+        )  # fmt: skip
+        values = deformable_attention.project_values
+        neck = values([encoder.layers[number].deformable_attention], tokens, inputs[3])
+        with pytest.MonkeyPatch.context() as patch:
+            # Values come from the neck in every layer, also when its tokens do not.
+            patch.setattr("focus_lab.model.encoder.project_values", lambda *_: neck)
+            return layer(start, *inputs[1:], only, head)
+
+    after_first = alone(0, tokens, rising.indices[0])
+    torch.testing.assert_close(alone(1, after_first, rising.indices[1]), memory)
+
+
+def test_values_of_a_rising_cascade_may_be_updated_tokens_too(scene):
+    inputs, selection, head = scene
+    rising = dataclasses.replace(
+        selection, indices=selection.indices[::-1], counts=selection.counts[::-1]
+    )
+    released, updated = build(), build(value_source="updated_tokens")
+    a, b = released(*inputs, rising, head), updated(*inputs, rising, head)
+    everybody = rising.indices[1][0]
+    # All that look at a token which the first layer refined; most do.
+    assert touched(a[0], b[0])[everybody].float().mean() > 0.8
+    rest = torch.ones(80, dtype=torch.bool)
+    rest[everybody] = False
+    assert torch.equal(b[0, rest], inputs[0][0, rest])
+
+
+@given(st.lists(st.sampled_from([4, 9, 20, 33]), min_size=1, max_size=5), st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_each_layer_refines_its_own_prefix_whatever_the_order_of_counts(counts, updated):
+    """Layers that add one to what they get: a token counts the layers that took it."""
+    torch.manual_seed(0)
+    levels = FeatureLevels.measure([torch.zeros(2, 1, *s) for s in SHAPES], (64, 64), None)
+    tokens, positions = torch.zeros(2, 80, WIDTH), torch.zeros(1, 80, WIDTH)
+    order = torch.rand(2, 80).argsort(dim=1)[:, : max(counts)]
+    selection = SelectedTokens(
+        indices=tuple(order[:, :count] for count in counts),
+        scores=torch.zeros(order.shape),
+        counts=tuple(counts),
+        budgets=(20, 40),
+        valid_counts=(80, 80),
+        level_shapes=tuple(SHAPES),
+    )
+    source = "updated_tokens" if updated else "neck_features"
+    layers = [CountingLayer(WIDTH, 4, 2, 2, 8, dual_attention=False) for _ in counts]
+    encoder = Encoder(layers, dual_attention_tokens=None, value_source=source)
+    memory = encoder(tokens, positions, levels, None, selection, torch.nn.Identity())
+    expected = torch.zeros(2, 80)
+    for image, budget in enumerate(selection.budgets):
+        for indices in selection.indices:
+            expected[image, indices[image, :budget]] += 1
+    assert torch.equal(memory[:, :, 0], expected)
+
+
+class CountingLayer(EncoderLayer):
+    def forward(self, tokens, *_):
+        return tokens + 1

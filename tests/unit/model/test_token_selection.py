@@ -34,12 +34,13 @@ def test_an_800x1333_image_has_the_released_counts():
     cascade=st.lists(st.floats(0.001, 1.0), min_size=1, max_size=6),
 )
 def test_budgets_and_counts_never_leave_what_exists(valid, ratio, cascade):
-    cascade = sorted(cascade, reverse=True)
     budgets = token_budgets(valid, ratio)
     counts = token_counts(budgets, 500, cascade)
     assert all(1 <= budget <= count for budget, count in zip(budgets, valid, strict=True))
     assert all(1 <= count <= max(budgets) for count in counts)
-    assert list(counts) == sorted(counts, reverse=True)
+    # A larger share is never fewer tokens.
+    by_share = [count for _, count in sorted(zip(cascade, counts, strict=True))]
+    assert by_share == sorted(counts)
 
 
 def test_keeping_everything_keeps_the_valid_tokens_of_each_image():
@@ -104,3 +105,12 @@ def test_padding_is_never_among_the_best_of_its_level(levels, scores):
     assert by_level[1] == 16
     joint = TokenSelector(0.6, (1.0,)).select(scores, levels, padding)
     assert (joint.indices[0][1, :24] < 64).sum() != 16
+
+
+def test_a_rising_cascade_takes_longer_prefixes_of_the_same_ranking(levels, scores):
+    selection = TokenSelector(0.5, (0.2, 1.0)).select(scores, levels, levels.padding_mask())
+    few, many = selection.indices
+    assert selection.counts == (8, 41)
+    assert torch.equal(few, many[:, :8])
+    assert selection.largest is many
+    assert torch.equal(selection.scores[0], scores[0, many[0]])
