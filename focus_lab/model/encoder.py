@@ -6,8 +6,9 @@ the largest layer, L levels, d width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -57,11 +58,16 @@ class EncoderLayer(nn.Module):
         dim_feedforward: int,
         *,
         dual_attention: bool,
+        deformable_first: bool = False,
         dropout: float = 0.0,
         implementation: Implementation = "reference",
     ) -> None:
-        """Layer of width `hidden_dim`; without `dual_attention` it has no self-attention at all."""
+        """Layer of width `hidden_dim`; without `dual_attention` it has no self-attention at all.
+
+        With it, self-attention comes first, as released, unless `deformable_first`.
+        """
         super().__init__()
+        self.deformable_first = deformable_first
         self.dual_attention: SelfAttention | None = None
         self.dual_attention_norm: nn.LayerNorm | None = None
         if dual_attention:
@@ -78,7 +84,7 @@ class EncoderLayer(nn.Module):
         self,
         tokens: Tensor,
         constants: EncoderTokens,
-        fine_grained: Tensor | None,
+        choose: Callable[[Tensor], Tensor],
         value: Tensor,
         shapes: LevelShapes,
         widths_heights: Tensor,
@@ -88,8 +94,8 @@ class EncoderLayer(nn.Module):
         Args:
             tokens: [B, k, d].
             constants: their positions, reference points and scores.
-            fine_grained: int64 [B, T], which of the k attend to each other; None without dual
-                attention.
+            choose: which of the tokens [B, k, d] attend to each other, int64 [B, T]; asked by dual
+                attention when its turn comes.
             value: [B, N, H, d / H], projected values of all tokens.
             shapes: (height, width) of the levels.
             widths_heights: float32 [L, 2].
@@ -97,23 +103,28 @@ class EncoderLayer(nn.Module):
         Returns:
             [B, k, d].
         """
-        if (
-            self.dual_attention is not None
-            and self.dual_attention_norm is not None
-            and fine_grained is not None
-        ):
-            chosen = take_tokens(tokens, fine_grained)  # [B, T, d]
-            chosen_positions = take_tokens(constants.positions, fine_grained)
-            chosen = self.dual_attention_norm(
-                chosen + self.dual_attention(chosen, chosen_positions)
-            )
-            tokens = put_tokens(tokens, fine_grained, chosen)
+        if not self.deformable_first:
+            tokens = self._attend_to_each_other(tokens, constants, choose)
         attended = self.deformable_attention(
             tokens + constants.positions, constants.references, value, shapes, widths_heights
         )
         tokens = self.deformable_attention_norm(tokens + attended)
+        if self.deformable_first:
+            tokens = self._attend_to_each_other(tokens, constants, choose)
         out: Tensor = self.feed_forward_norm(tokens + self.feed_forward(tokens))
         return out
+
+    def _attend_to_each_other(
+        self, tokens: Tensor, constants: EncoderTokens, choose: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Dual attention; without it, the tokens [B, k, d] themselves."""
+        if self.dual_attention is None or self.dual_attention_norm is None:
+            return tokens
+        fine_grained = choose(tokens)
+        chosen = take_tokens(tokens, fine_grained)  # [B, T, d]
+        chosen_positions = take_tokens(constants.positions, fine_grained)
+        chosen = self.dual_attention_norm(chosen + self.dual_attention(chosen, chosen_positions))
+        return put_tokens(tokens, fine_grained, chosen)
 
 
 class Encoder(nn.Module):
@@ -216,7 +227,11 @@ class Encoder(nn.Module):
             refined = layer(
                 current,
                 here,
-                self._fine_grained(current, here.scores, self.category_head or class_head),
+                partial(
+                    self._fine_grained,
+                    scores=here.scores,
+                    category_head=self.category_head or class_head,
+                ),
                 value,
                 levels.shapes,
                 widths_heights,
@@ -236,10 +251,9 @@ class Encoder(nn.Module):
 
     def _fine_grained(
         self, tokens: Tensor, scores: Tensor | None, category_head: nn.Module
-    ) -> Tensor | None:
+    ) -> Tensor:
         """Positions of the dual attention's tokens among the layer's, [B, T], without gradient."""
-        if self.dual_attention_tokens is None:
-            return None
+        assert self.dual_attention_tokens is not None, "only dual attention asks"
         with torch.no_grad(), without_autocast(tokens):
             category = category_head(at_least_float32(tokens)).amax(-1)  # [B, k]
             if scores is not None:

@@ -307,6 +307,7 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
             EncoderLayer(
                 *layer,
                 dual_attention=dual.enabled,
+                deformable_first=dual.order == "deformable_first",
                 dropout=spec.dropout,
                 implementation=implementation,
             )

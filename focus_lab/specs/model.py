@@ -208,6 +208,9 @@ class DualAttention(Spec):
     score_product: Literal["logits", "probabilities", "category"] = "logits"
     """Category x foreground score: raw logits (released; two negatives win), probabilities, or the
     category score alone, which is all there is when the scoring learns no foreground logit."""
+    order: Literal["dual_first", "deformable_first"] = added("dual_first")
+    """Which attention of a layer comes first: the dual one (released), or the deformable one, after
+    which the tokens of the dual one are chosen."""
 
 
 class ForegroundTargets(Spec):

@@ -32,7 +32,8 @@ def detected(request, golden, formula):
 
     def record_layer(_, inputs, output):
         seen["layers"].append(output)
-        seen["fine_grained"].append(inputs[2])
+        tokens, _, choose = inputs[:3]
+        seen["fine_grained"].append(choose(tokens))
 
     for layer in model.encoder.layers:
         layer.register_forward_hook(record_layer)

@@ -8,17 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focus_lab.model import deformable_attention
-from focus_lab.model.encoder import Encoder, EncoderLayer
-from focus_lab.model.feature_levels import FeatureLevels
+from focus_lab.model.encoder import Encoder, EncoderLayer, EncoderTokens
+from focus_lab.model.feature_levels import FeatureLevels, on_every_level
 from focus_lab.model.output import SelectedTokens
 from focus_lab.model.token_selection import TokenSelector
 
 WIDTH, SHAPES = 16, [(8, 8), (4, 4)]
 
 
-def build(dual=True, **settings):
+def build(dual=True, deformable_first=False, **settings):
     torch.manual_seed(0)
-    layers = [EncoderLayer(WIDTH, 4, 2, 2, 32, dual_attention=dual) for _ in range(2)]
+    layers = [
+        EncoderLayer(WIDTH, 4, 2, 2, 32, dual_attention=dual, deformable_first=deformable_first)
+        for _ in range(2)
+    ]
     return Encoder(layers, dual_attention_tokens=6 if dual else None, **settings).eval()
 
 
@@ -88,6 +91,63 @@ def test_the_product_of_probabilities_chooses_other_tokens(scene):
     )
     assert logits.shape == likely.shape == (2, 6)
     assert not torch.equal(logits, likely)
+
+
+def test_the_category_score_alone_chooses_as_if_all_were_foreground(scene):
+    (tokens, *_), selection, head = scene
+    tokens, scores = tokens[:, :20], selection.scores[:, :20]
+    category = head(tokens).amax(-1)
+    alone = build(score_product="category")._fine_grained(tokens, None, head)
+    assert torch.equal(alone, category.topk(6, dim=1).indices)
+    equal = build()._fine_grained(tokens, torch.ones_like(scores), head)
+    assert torch.equal(alone, equal)
+    assert not torch.equal(alone, build()._fine_grained(tokens, scores, head))
+
+
+def test_dual_attention_without_a_foreground_score_serves_all_tokens_too(scene):
+    (tokens, *rest), _, head = scene
+    memory = build(score_product="category")(tokens, *rest, None, head)
+    assert touched(tokens, memory).all()
+    plain = build(score_product="category")
+    plain.dual_attention_tokens = 7
+    assert not torch.equal(plain(tokens, *rest, None, head), memory)
+
+
+def test_deformable_attention_may_come_first(scene):
+    """By hand: norm of deformable, self-attention of tokens chosen then, feed-forward."""
+    inputs, _, head = scene
+    layer = build(deformable_first=True).layers[0]
+    count, (tokens, positions, levels, padding) = 9, inputs
+    taken = tokens[:, :count]
+    constants = EncoderTokens(
+        positions[:, :count],
+        on_every_level(levels.centers(), levels.valid_ratios())[:, :count],
+        None,
+    )
+    value = deformable_attention.project_values([layer.deformable_attention], tokens, padding)[0]
+    sampling = (value, levels.shapes, levels.widths_heights())
+    asked = []
+
+    def choose(given):
+        asked.append(given)
+        return head(given).amax(-1).topk(4, dim=1).indices
+
+    found = layer(taken, constants, choose, *sampling)
+    attended = layer.deformable_attention(
+        taken + constants.positions, constants.references, *sampling
+    )
+    expected = layer.deformable_attention_norm(taken + attended)
+    assert torch.equal(asked[0], expected)
+    for image, chosen in enumerate(choose(expected)):
+        rows, where = expected[image, chosen][None], constants.positions[image, chosen][None]
+        expected = expected.clone()
+        expected[image, chosen] = layer.dual_attention_norm(
+            rows + layer.dual_attention(rows, where)
+        )[0]
+    expected = layer.feed_forward_norm(expected + layer.feed_forward(expected))
+    torch.testing.assert_close(found, expected)
+    layer.deformable_first = False
+    assert not torch.allclose(layer(taken, constants, choose, *sampling), expected)
 
 
 def test_all_tokens_are_refined_without_a_selection(scene):

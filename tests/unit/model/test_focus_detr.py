@@ -129,6 +129,7 @@ def test_any_number_of_levels_trains(count):
         {"dual_attention": {"enabled": False}},
         {"dual_attention": {"num_tokens": 8, "share_class_head": False}},
         {"dual_attention": {"num_tokens": 8, "score_product": "probabilities"}},
+        {"dual_attention": {"num_tokens": 8, "order": "deformable_first"}},
         {"value_source": "updated_tokens"},
         {"denoising": {"enabled": False}},
         {"dropout": 0.1},

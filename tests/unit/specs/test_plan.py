@@ -151,6 +151,7 @@ def test_a_field_that_came_later_changes_no_fingerprint_until_it_is_used() -> No
     assert "level_keep_ratios" not in old["token_selection"]
     later = {
         "model.foreground_targets.kind": "soft",
+        "model.dual_attention.order": "deformable_first",
         "model.token_selection.level_keep_ratios": [0.4, 0.8, 1, 1],
         "model.token_selection.background_embedding.enabled": True,
     }
