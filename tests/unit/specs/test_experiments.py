@@ -1,0 +1,60 @@
+"""The shipped ablations: what they hold equal, and that they are the same question at full size."""
+
+from pathlib import Path
+
+import pytest
+
+from focus_lab.specs.load import load_experiment
+from focus_lab.specs.plan import Plan
+
+EXPERIMENTS = Path(__file__).parents[3] / "experiments"
+ABLATIONS = {
+    "cascades_at_equal_cost": 6,
+    "components": 5,
+    "score_modulation": 4,
+    "dual_attention": 8,
+    "value_source": 6,
+    "foreground_labels": 5,
+    "rivals": 8,
+}
+
+
+def full_size(name: str, tmp_path: Path) -> Plan:
+    path = tmp_path / "full.yaml"
+    parents = [str(EXPERIMENTS / f"{name}.yaml"), str(EXPERIMENTS / "base" / "coco_r50.yaml")]
+    path.write_text(f"name: full-size\nextends: {parents}\ndata: {{root: somewhere}}\n")
+    return load_experiment(path)[1]
+
+
+def mean_keep_ratios(plan: Plan) -> dict[str, float]:
+    return {cell.name: cell.spec.model.token_selection.mean_keep_ratio for cell in plan.cells}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_has_its_cells_three_seeds_and_a_baseline(name: str) -> None:
+    spec, plan = load_experiment(EXPERIMENTS / f"{name}.yaml")
+    assert len(plan.cells) == ABLATIONS[name]
+    assert len(plan.trials) == 3 * len(plan.cells)
+    assert plan.baseline is not None
+    assert spec.description.endswith("?")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_at_full_size_the_base_is_the_release_and_the_cells_are_the_same(
+    name: str, tmp_path: Path
+) -> None:
+    small = load_experiment(EXPERIMENTS / f"{name}.yaml")[1]
+    full = full_size(name, tmp_path)
+    assert [cell.name for cell in full.cells] == [cell.name for cell in small.cells]
+    assert full.baseline is not None
+    released = load_experiment(EXPERIMENTS / "r50_paper.yaml", ["data.root=somewhere"])[0].base
+    assert full.baseline.spec.model_copy(update={"compute": released.compute}) == released
+
+
+@pytest.mark.parametrize("name", ["cascades_at_equal_cost", "components", "rivals"])
+def test_what_is_compared_at_equal_keep_ratio_has_it(name: str, tmp_path: Path) -> None:
+    for plan in (load_experiment(EXPERIMENTS / f"{name}.yaml")[1], full_size(name, tmp_path)):
+        ratios = mean_keep_ratios(plan)
+        assert ratios.pop("dense", 1.0) == 1.0
+        assert ratios.pop("salience-like", 0.3) == pytest.approx(0.3, abs=0.01)
+        assert ratios == pytest.approx(dict.fromkeys(ratios, 0.3))
