@@ -192,7 +192,8 @@ def _released_layout(spec: ModelSpec, num_classes: int) -> dict[str, tuple[str, 
         if released is None:
             raise WeightsError(
                 f"checkpoint: the release has no such tensor, got {name}; switch this part off "
-                "(model.dual_attention.share_class_head: true is the release's choice)"
+                "(the release has focus scoring, no background embedding, and "
+                "model.dual_attention.share_class_head: true)"
             )
         layout[released] = (name, tensor)
     return layout
