@@ -140,7 +140,7 @@ class TokenStatistics:
             batch.sizes * len(_SIZES),
             level_shapes,
             output["strides"],
-        ).view(len(_SIZES), *depth.shape)  # [3, B, N]
+        ).bool().view(len(_SIZES), *depth.shape)  # [3, B, N]
         self.recall_by_size += torch.stack(
             [chosen.sum(dim=(1, 2)) for chosen in (of_sizes, of_sizes & (depth >= 1))]
         ).cpu()

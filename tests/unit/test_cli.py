@@ -21,8 +21,9 @@ from focus_lab.lab.store import Store
 from focus_lab.specs.compose import merge, override
 
 COMMANDS = [
-    "bench", "convert", "data", "doctor", "evaluate", "list", "plan", "profile", "report",
-    "status", "sweep", "train", "ui",
+    "bench", "cancel", "convert", "data", "dispatch", "doctor", "evaluate", "list", "logs",
+    "migrate", "pause", "plan", "profile", "report", "resume", "retry", "serve", "status", "sweep",
+    "token", "train", "ui",
 ]  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def test_writing_again_gives_the_same_files_and_leaves_no_parts(make_record, tmp
     first = write_report(record, tmp_path).read_bytes()
     assert write_report(record, tmp_path).read_bytes() == first
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["plots", "report.html", "report.json", "report.md", "tables"]
+    assert names == ["plots", "report.html", "report.json", "report.md", "report.txt", "tables"]
     names = sorted(path.name for path in (tmp_path / "tables").iterdir())
     assert names == ["ablation.tex", "accuracy.tex", "cells.csv", "cost.tex", "trials.csv"]
 

@@ -15,7 +15,7 @@ ABLATIONS = {
     "dual_attention": 8,
     "value_source": 6,
     "foreground_labels": 5,
-    "rivals": 8,
+    "rivals": 9,
 }
 
 
