@@ -135,12 +135,20 @@ class TokenStatistics:
                 for chosen in (labels, labels & (depth >= 1))
             ]
         ).cpu()
-        of_sizes = self._rule.labels(
-            [target for limits in _SIZES.values() for target in _targets_of_size(batch, *limits)],
-            batch.sizes * len(_SIZES),
-            level_shapes,
-            output["strides"],
-        ).bool().view(len(_SIZES), *depth.shape)  # [3, B, N]
+        of_sizes = (
+            self._rule.labels(
+                [
+                    target
+                    for limits in _SIZES.values()
+                    for target in _targets_of_size(batch, *limits)
+                ],
+                batch.sizes * len(_SIZES),
+                level_shapes,
+                output["strides"],
+            )
+            .bool()
+            .view(len(_SIZES), *depth.shape)
+        )  # [3, B, N]
         self.recall_by_size += torch.stack(
             [chosen.sum(dim=(1, 2)) for chosen in (of_sizes, of_sizes & (depth >= 1))]
         ).cpu()
