@@ -10,6 +10,7 @@ from focus_lab.cli.terminal import (
     File,
     Json,
     Set,
+    StoreUrl,
     new_table,
     out,
     print_json,
@@ -132,3 +133,34 @@ def bench_evaluate(
         difference, ap = f"{row['largest_difference']:.1g}", f"{row['AP']:.3f}"
         table.add_row(row["case"], *seconds, f"{row['ratio']:.1f}", difference, ap)
     out.print(table)
+
+
+@app.command("service")
+def bench_service(
+    store: StoreUrl = None,
+    queued: Annotated[int, typer.Option(help="Experiments that wait.")] = 10_000,
+    per_s: Annotated[float, typer.Option(help="Submissions a second.")] = 100.0,
+    listeners: Annotated[int, typer.Option(help="Open event streams.")] = 300,
+    seconds: Annotated[float, typer.Option(help="How long each load lasts.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """The service on loopback: submits, lists, details, streams, memory; needs an empty store."""
+    from service.bench import bench_service as bench
+
+    result = bench(store, queued, per_s, listeners, seconds, lambda text: talk.print(text))
+    if as_json:
+        print_json(result)
+        return
+    table = new_table("case", "a second", "p50", "p95", "p99", "goal of p99")
+    for row in result["rows"]:
+        times = [f"{row[key]:.1f} ms" for key in ("p50_ms", "p95_ms", "p99_ms", "goal_ms")]
+        table.add_row(row["case"], f"{row['per_s']:g}", *times)
+    out.print(table)
+    events = result["events"]
+    out.print(
+        f"{events['complete_and_in_order']} of {events['listeners']} listeners saw all "
+        f"{events['events']} events in order, p99 {events['p99_ms']:.0f} ms after the commit"
+    )
+    out.print(
+        "memory of the server: " + ", ".join(f"{mb:.0f}" for mb in result["memory_mb"]) + " MB"
+    )

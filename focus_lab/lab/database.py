@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +62,8 @@ class Database:
             self._engine = sa.create_engine(url, pool_pre_ping=True, pool_size=connections)
             self.url = self._engine.url.render_as_string(hide_password=True)
             self.is_postgresql = self._engine.dialect.name == "postgresql"
+            # SQLite lets those who wait for it in by chance: threads of one process take turns.
+            self._turn = contextlib.nullcontext() if self.is_postgresql else threading.Lock()
             if not self.is_postgresql:
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
                 sa.event.listen(self._engine, "begin", _begin_sqlite)
@@ -122,7 +125,7 @@ class Database:
         Raises:
             StoreError: the database fails.
         """
-        with self._explained(), Session(self._writing()) as session, session.begin():
+        with self._turn, self._explained(), Session(self._writing()) as session, session.begin():
             yield session
 
     @contextlib.contextmanager

@@ -94,23 +94,19 @@ class Store:
 
     def open(self, spec: ExperimentSpec, folder: Path) -> Experiment:
         """The experiment of this name as it is; made, without trials, when there is none."""
-        with self.database.session() as session:
-            return _experiment(self._row(session, spec, folder))
-
-    def _row(self, session: Session, spec: ExperimentSpec, folder: Path) -> ExperimentRow:
         named = sa.select(ExperimentRow).where(ExperimentRow.name == spec.name)
-        row = session.scalar(named)
-        if row is not None:
-            return row
-        row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=now())
-        row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
-        try:
-            with session.begin_nested():
-                session.add(row)
-        except sa.exc.IntegrityError:
-            # Somebody else made it at the same moment.
-            row = session.scalars(named).one()
-        return row
+        with self.database.session() as session:
+            row = session.scalar(named)
+            if row is None:
+                row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=now())
+                row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
+                try:
+                    with session.begin_nested():
+                        session.add(row)
+                except sa.exc.IntegrityError:
+                    # Somebody else made it at the same moment.
+                    row = session.scalars(named).one()
+            return _experiment(row)
 
     def record(
         self, spec: ExperimentSpec, plan: Plan, folder: Path, retried: Sequence[str] = ()
@@ -138,30 +134,58 @@ class Store:
         folder: Path,
         retried: Sequence[str] = (),
     ) -> Experiment:
-        """As `record`, within a transaction of the caller."""
-        row = self._row(session, spec, folder)
-        row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
-        of_experiment = sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
-        known = {trial.fingerprint: trial for trial in session.scalars(of_experiment)}
+        """As `record`, within a transaction of the caller.
+
+        Raises:
+            sqlalchemy.exc.IntegrityError: somebody else made the experiment at the same moment.
+        """
+        content = spec.model_dump(mode="json")
+        row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
+        known: dict[str, TrialRow] = {}
+        if row is None:
+            row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=now())
+            row.spec, row.folder = content, str(folder)
+            session.add(row)
+            session.flush()
+        else:
+            row.spec, row.folder = content, str(folder)
+            of_experiment = sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
+            known = {trial.fingerprint: trial for trial in session.scalars(of_experiment)}
         for old in known.values():
             old.planned = False
+        # Several hundred at once: as one statement, not as objects.
+        new: list[dict[str, Any]] = []
         for position, planned in enumerate(plan.trials):
-            trial = known.get(planned.fingerprint) or TrialRow(
-                id=uuid.uuid4().hex,
-                experiment_id=row.id,
-                fingerprint=planned.fingerprint,
-                state=TrialState.PENDING,
-                version=0,
-                attempts=0,
-            )
-            session.add(trial)
-            trial.cell, trial.seed, trial.position = planned.cell, planned.seed, position
-            trial.overrides, trial.planned = planned.overrides, True
             # Compute may differ from the last time; nothing else can, by the fingerprint.
-            trial.spec = planned.spec.model_dump(mode="json")
+            values = {
+                "cell": planned.cell,
+                "seed": planned.seed,
+                "position": position,
+                "overrides": planned.overrides,
+                "planned": True,
+                "spec": planned.spec.model_dump(mode="json"),
+            }
+            trial = known.get(planned.fingerprint)
+            if trial is None:
+                new.append(
+                    values
+                    | {
+                        "id": uuid.uuid4().hex,
+                        "experiment_id": row.id,
+                        "fingerprint": planned.fingerprint,
+                        "state": TrialState.PENDING.value,
+                        "version": 0,
+                        "attempts": 0,
+                    }
+                )
+                continue
+            for name, value in values.items():
+                setattr(trial, name, value)
             if trial.state == TrialState.FAILED and (not retried or trial.cell in retried):
                 trial.state, trial.version = TrialState.PENDING, trial.version + 1
                 trial.failure = trial.message = trial.ended_at = None
+        if new:
+            session.execute(sa.insert(TrialRow), new)
         return _experiment(row)
 
     def experiments(self) -> list[Experiment]:

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from focus_lab.errors import SpecError
@@ -45,7 +46,7 @@ class PlannedTrial:
         """The seed of the trial."""
         return self.spec.seed
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Identity of the trial: hash of all that can change its numbers."""
         return self.spec.fingerprint

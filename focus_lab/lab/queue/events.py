@@ -63,13 +63,15 @@ def write_event(
 ) -> None:
     """Write an event within the transaction of what it tells."""
     transaction: Any = 0
+    at: Any = None
     if database.is_postgresql:
+        at = sa.func.clock_timestamp()
         transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
     session.execute(
         sa.insert(EventRow).values(
             transaction=transaction,
             experiment_id=experiment_id,
-            at=database.now(session),
+            at=database.now(session) if at is None else at,
             kind=kind,
             actor=actor,
             data=dict(data),

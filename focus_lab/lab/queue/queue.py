@@ -212,15 +212,14 @@ class Queue:
             "message": None,
         }
         if row is None:
-            session.add(
-                QueueRow(
-                    experiment_id=recorded.id, name=spec.name, user=submitter.user,
-                    project=submitter.project, version=0, attempt=0, submitted_at=now,
-                    started_at=None, **values,
-                )
+            made = QueueRow(
+                experiment_id=recorded.id, name=spec.name, user=submitter.user,
+                project=submitter.project, version=0, attempt=0, submitted_at=now,
+                started_at=None, **values,
             )  # fmt: skip
+            session.add(made)
             session.flush()
-            entry = find(session, recorded.id)
+            entry = entry_of(made)
         else:
             session.expire_all()
             entry = change_entry(session, entry_of(row), **values, submitted_at=now)
