@@ -14,6 +14,8 @@ from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import QueueState
 
 _FRESH_S = 1.0
+_SHARE = 0.05
+"""Of the time that may go into looking: a long queue is looked through less often."""
 
 
 class Board:
@@ -27,7 +29,7 @@ class Board:
     def __init__(self, queue: Queue, attempts: Attempts) -> None:
         self._queue, self._attempts = queue, attempts
         self._places: dict[str, Place] = {}
-        self._at = 0.0
+        self._next = 0.0
         self._looking = threading.Lock()
 
     def place(self, entry: Entry) -> Place | None:
@@ -37,14 +39,21 @@ class Board:
         return self.places().get(entry.id)
 
     def places(self) -> dict[str, Place]:
-        """Everybody's place, at most about a second old."""
+        """Everybody's place, about a second old, in a queue of ten thousand some seconds."""
         # Whoever comes while another one looks takes what there was before.
-        if time.monotonic() - self._at > _FRESH_S and self._looking.acquire(blocking=not self._at):
+        if time.monotonic() > self._next and self._looking.acquire(blocking=not self._next):
             try:
+                begun = time.monotonic()
                 self._look()
+                took = time.monotonic() - begun
+                self._next = time.monotonic() + max(_FRESH_S, took / _SHARE)
             finally:
                 self._looking.release()
         return self._places
+
+    def look_again(self) -> None:
+        """Look through the queue at the next question."""
+        self._next = 0.0
 
     def _look(self) -> None:
         database = self._queue.store.database
@@ -59,12 +68,14 @@ class Board:
             name: place if note is None else Place(place.position, place.reason, note)
             for name, place in decision.places.items()
         }
-        self._at = time.monotonic()
 
 
 def _capacity(lead: Lead | None) -> Capacity | None:
     """What the leading dispatcher saw of the cluster."""
     if lead is None or not lead.told.get("cluster"):
+        return None
+    if not lead.told["machines"] and not lead.told["limit"]:
+        # It has just been started.
         return None
     nodes = tuple(Resources(cpus, gpus) for cpus, gpus in lead.told["machines"])
     limit = lead.told.get("limit")

@@ -55,7 +55,7 @@ def follow(client: Client, experiment: said.Experiment) -> said.Experiment:
     """Print what happens until the experiment has ended, or waits for a person."""
     if experiment.is_terminal:
         return client.experiment(experiment.name)
-    begun, waited = experiment.submitted_at, ""
+    begun, waited = experiment.queued_at, ""
     for _, event in client.events(experiment.id):
         if event.at < begun:
             # Of an earlier life of the same experiment.

@@ -50,6 +50,7 @@ class Lab:
         progress: Progress,
         *,
         cells: tuple[str, ...] = (),
+        leased: bool = False,
     ) -> Experiment:
         """Carry out an experiment to its report; again continues it.
 
@@ -59,13 +60,15 @@ class Lab:
             executor: carries out trials.
             progress: shown meanwhile.
             cells: names of the cells that may run now; empty runs all.
+            leased: whether the caller holds the experiment's lease.
 
         Raises:
             LeaseHeldError: another process carries it out; nothing was changed.
             KeyboardInterrupt: a person interrupted; nothing is lost.
         """
         folder = make_folder(self.home / spec.name)
-        with Lease(self.store, self.store.open(spec, folder).id):
+        opened = self.store.open(spec, folder)
+        with contextlib.nullcontext() if leased else Lease(self.store, opened.id):
             experiment = self.store.record(spec, plan, folder, cells)
             patience = Patience(note=progress.note)
             driver = Driver(self.store, self.tracker, executor, progress, _load_ahead, patience)

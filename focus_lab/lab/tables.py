@@ -114,7 +114,10 @@ class QueueRow(Base):
     worker_cpus: Mapped[float]
     worker_gpus: Mapped[float]
     """What one worker of it needs on one machine."""
+    auto_gpus: Mapped[float]
+    """GPUs that one trial takes wherever the cluster has any."""
     submitted_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
+    """For the first time; never changed, for pages of experiments go by it."""
     queued_at: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     """Since when it waits; kept when an attempt is lost."""
     started_at: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))

@@ -1,4 +1,6 @@
-"""A PostgreSQL server of the distribution's binaries, for tests: no port, gone with the tests."""
+"""A PostgreSQL server for tests: of the distribution's binaries, without a port, gone with the
+tests; or one that is given.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+import sqlalchemy as sa
 
 _START_SECONDS = 30
 _USER = "focus_lab"
@@ -128,6 +132,37 @@ class PostgreSQL:
         ) as connection:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         return f"postgresql+psycopg://{_USER}@/{name}?host={self._folder}"
+
+
+class Schemas:
+    """Schemas of a database that somebody may use: made in a moment, unlike databases.
+
+    Args:
+        url: SQLAlchemy URL of the database; its account may make schemas there.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        self._names: list[str] = []
+
+    def new(self) -> str:
+        """SQLAlchemy URL of an empty schema, which its connections take for the whole database."""
+        name = f"t{uuid.uuid4().hex}"
+        self._execute(f'CREATE SCHEMA "{name}"')
+        self._names.append(name)
+        path = self._url.update_query_dict({"options": f"-csearch_path={name}"})
+        return path.render_as_string(hide_password=False)
+
+    def drop(self) -> None:
+        """Leave none behind."""
+        for name in self._names:
+            self._execute(f'DROP SCHEMA "{name}" CASCADE')
+
+    def _execute(self, statement: str) -> None:
+        engine = sa.create_engine(self._url)
+        with engine.begin() as connection:
+            connection.execute(sa.text(statement))
+        engine.dispose()
 
 
 @contextlib.contextmanager

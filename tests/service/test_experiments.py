@@ -166,18 +166,18 @@ def test_whoever_waits_is_told_why(
     assert "no dispatcher runs" in waits["first"]["text"]
     dispatcher.round()
     dispatcher.round()
-    state.board._at = 0.0
+    state.board.look_again()
     shown = {n: client.get(f"/experiments/{n}").json() for n in names}
     assert [shown[n]["state"] for n in names] == ["STARTING", "QUEUED", "QUEUED"]
     assert shown["first"]["wait"] is None
     assert shown["second"]["wait"] == {
         "position": 1,
         "reason": "room",
-        "text": "needs 2 cores for a trial, free are 0 cores",
+        "text": "a trial needs 2 cores; free now: 0 cores",
     }
     assert shown["third"]["wait"]["position"] == 2
     client.patch("/experiments/third", json={"priority": 50})
-    state.board._at = 0.0
+    state.board.look_again()
     assert client.get("/experiments/third").json()["wait"]["position"] == 1
 
 

@@ -1,18 +1,22 @@
 """Whose turn it is: a pure function from the queue and the cluster to who may start, and why not.
 
 Order: priority, plus an hourly bonus for waiting, minus a malus for whoever has used, or holds,
-much. The first in line that only lacks room keeps others from passing once it has waited long.
-Whoever is kept by a quota, or could never fit, keeps nobody.
+much. For whoever lacks nothing but room, and has waited long, room is kept: others pass only with
+what it does not need. Whoever is kept by a quota, or could never fit, keeps nobody.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
 from focus_lab.lab.queue.policy import Policy
+
+_MANY = 1e9
+"""More than any cluster has room for; whoever asks for crumbs of a core would fit more often."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class Resources:
     def count(self, gang: Resources) -> int:
         """How often `gang` fits."""
         parts = [
-            int((there + 1e-6) / needed)
+            (there + 1e-6) / needed
             for there, needed in ((self.cpus, gang.cpus), (self.gpus, gang.gpus))
             if needed > 0
         ]
-        return max(0, min(parts)) if parts else 0
+        return max(0, int(min(*parts, _MANY))) if parts else 0
 
     def __str__(self) -> str:
         gpus = f"{self.gpus:g} GPU{'' if self.gpus == 1 else 's'}"
@@ -65,6 +69,19 @@ class Waiting:
     worker: Resources
     """What one of its workers needs on one machine."""
     trials: int
+    auto_gpus: float = 0.0
+    """GPUs that a trial takes wherever the cluster has any: one a worker."""
+
+    def on(self, capacity: Capacity) -> Waiting:
+        """With what it needs on this cluster."""
+        if not self.auto_gpus or not capacity.has_gpus:
+            return self
+        return replace(
+            self,
+            gang=Resources(self.gang.cpus, self.auto_gpus),
+            worker=Resources(self.worker.cpus, 1.0),
+            auto_gpus=0.0,
+        )
 
 
 @dataclass(frozen=True)
@@ -85,22 +102,38 @@ class Capacity:
     limit: Resources | None = None
     """Instead of the machines' sum; then a worker is not measured against single machines."""
 
-    @property
+    @cached_property
     def total(self) -> Resources:
         """All of it."""
         return self.limit or sum(self.nodes, Resources())
 
-    def could_hold(self, waiting: Waiting) -> bool:
-        """Whether one trial would fit if nothing else ran."""
-        if not self.total.holds(waiting.gang):
-            return False
-        if self.limit or waiting.worker == Resources():
-            return True
+    @property
+    def has_gpus(self) -> bool:
+        """Whether a trial that takes a GPU where there is one will find any."""
+        return self.total.gpus > 0 or any(node.gpus > 0 for node in self.nodes)
+
+    def count(self, waiting: Waiting) -> int:
+        """How many of its trials would fit side by side if nothing else ran."""
+        key = waiting.gang, waiting.worker
+        if key not in self._counts:
+            self._counts[key] = self._count(*key)
+        return self._counts[key]
+
+    @cached_property
+    def _counts(self) -> dict[tuple[Resources, Resources], int]:
+        """Of ten thousand that wait, most need the same."""
+        return {}
+
+    def _count(self, gang: Resources, worker: Resources) -> int:
+        trials = self.total.count(gang)
+        if not trials or self.limit or worker == Resources():
+            return trials
         workers = max(
-            round(waiting.gang.cpus / waiting.worker.cpus) if waiting.worker.cpus else 0,
-            round(waiting.gang.gpus / waiting.worker.gpus) if waiting.worker.gpus else 0,
+            round(gang.cpus / worker.cpus) if worker.cpus else 0,
+            round(gang.gpus / worker.gpus) if worker.gpus else 0,
         )
-        return sum(node.count(waiting.worker) for node in self.nodes) >= workers
+        # A worker does not stretch over machines: what is left over on each is of no use to it.
+        return min(trials, sum(node.count(worker) for node in self.nodes) // workers)
 
 
 @dataclass(frozen=True)
@@ -192,37 +225,42 @@ def decide(
     """
     shares = _shares(holding, capacity, usage)
     order = sorted(waiting, key=lambda w: (-score(w, shares, policy, now), w.queued_at, w.id))
-    if capacity is None or (not capacity.nodes and not capacity.limit):
-        text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
+    if capacity is None:
+        text = "the Ray cluster does not answer; nothing is lost, it starts when the cluster is back"
         away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(order, 1)}
         return Decision(away, ())
+    order = [one.on(capacity) for one in order]
     free = capacity.total - sum((held.granted for held in holding), Resources())
     quotas = _QuotaBook(holding, usage, policy)
     places: dict[str, Place] = {}
     grants: list[Grant] = []
-    closed_by: int | None = None
-    """Position of the one that lets nobody pass."""
+    others = _Others(order, capacity, quotas)
+    reserved = Resources()
+    """Of those who have waited long for room: whoever is behind them leaves it free."""
+    first: int | None = None
+    """Position of the first of them."""
     for position, one in enumerate(order, 1):
         verdict = _never(one, capacity) or quotas.forbids(one)
-        if verdict is None:
-            if closed_by is not None:
-                verdict = (
-                    Reason.ORDER,
-                    f"number {closed_by} in line has waited long for room and is first to get it",
-                )
-            elif not free.holds(one.gang):
-                verdict = (Reason.ROOM, f"needs {one.gang} for a trial, free are {_shown(free)}")
-                waited = (now - one.queued_at).total_seconds() / 60
-                if waited >= policy.reserve_after_minutes:
-                    closed_by = position
+        room = free - reserved
+        if verdict is None and not room.count(one.gang):
+            verdict = (
+                (Reason.ORDER, f"room is kept for number {first} in line, which has waited long")
+                if free.count(one.gang)
+                else (Reason.ROOM, f"a trial needs {one.gang}; free now: {_shown(free, one.gang)}")
+            )
+            others.lack_room = True
+            waited = (now - one.queued_at).total_seconds() / 60
+            if waited >= policy.reserve_after_minutes:
+                reserved, first = reserved + one.gang, first or position
         if verdict is not None:
             places[one.id] = Place(position, *verdict)
             continue
-        trials = _trials(one, free, capacity, policy, alone=len(order) == 1)
+        quotas.started(one)
+        share = 1.0 if others.none_after(position) else policy.largest_share
+        trials = _trials(one, room, capacity, share)
         grant = Grant(one.id, trials, one.gang.times(trials))
         grants.append(grant)
         free = free - grant.resources
-        quotas.started(one)
         places[one.id] = Place(position, Reason.NEXT, "starts with the next round")
     return Decision(places, tuple(grants))
 
@@ -243,27 +281,52 @@ def _shares(
 
 
 def _never(one: Waiting, capacity: Capacity) -> tuple[Reason, str] | None:
-    if capacity.could_hold(one):
+    if capacity.count(one):
         return None
+    there = _shown(capacity.total, one.gang)
+    if capacity.limit:
+        has = f"the queue may use {there} in all"
+    else:
+        machines = len(capacity.nodes)
+        has = f"the whole cluster has {there} on {machines} machine{'' if machines == 1 else 's'}"
     return (
         Reason.TOO_LARGE,
-        f"a trial needs {one.gang}, {one.worker} of it on each machine; the whole cluster has "
-        f"{_shown(capacity.total)}: lower compute.* of the spec, or add machines",
+        f"a trial needs {one.gang}, with {one.worker} for each worker on one machine; {has}: "
+        "lower compute.* of the spec, or add machines",
     )
 
 
-def _trials(
-    one: Waiting, free: Resources, capacity: Capacity, policy: Policy, *, alone: bool
-) -> int:
-    """How many trials side by side: as many as there is room for, but not all while others wait."""
-    most = max(1, min(one.trials, free.count(one.gang)))
-    if alone:
-        return most
-    return max(1, min(most, capacity.total.times(policy.largest_share).count(one.gang)))
+def _trials(one: Waiting, room: Resources, capacity: Capacity, share: float) -> int:
+    """How many trials side by side: as many as there is room for, within a share of the cluster."""
+    most = min(one.trials, room.count(one.gang), capacity.count(one))
+    return max(1, min(most, capacity.total.times(share).count(one.gang)))
 
 
-def _shown(resources: Resources) -> str:
-    return str(Resources(max(0.0, resources.cpus), max(0.0, resources.gpus)))
+def _shown(there: Resources, wanted: Resources) -> str:
+    """Without the crumbs of rounding; that there is no GPU is said to whoever wants one."""
+    rounded = Resources(max(0.0, round(there.cpus, 4)), max(0.0, round(there.gpus, 4)))
+    return f"0 GPUs and {rounded}" if wanted.gpus and not rounded.gpus else str(rounded)
+
+
+class _Others:
+    """Whether anybody is left who could start: whoever could not is nobody to leave room for."""
+
+    def __init__(self, order: Sequence[Waiting], capacity: Capacity, quotas: _QuotaBook) -> None:
+        self._order, self._capacity, self._quotas = order, capacity, quotas
+        self._next = 0
+        self.lack_room = False
+        """Whether somebody before lacks room only."""
+
+    def none_after(self, position: int) -> bool:
+        """Whether nobody else could start once the one at this position, from 1, has."""
+        # Forward only: within a round quotas become tighter and never wider.
+        self._next = max(self._next, position)
+        while self._next < len(self._order) and self._kept(self._order[self._next]):
+            self._next += 1
+        return not self.lack_room and self._next == len(self._order)
+
+    def _kept(self, one: Waiting) -> bool:
+        return not self._capacity.count(one) or self._quotas.forbids(one) is not None
 
 
 class _QuotaBook:
@@ -285,13 +348,15 @@ class _QuotaBook:
 
     def forbids(self, one: Waiting) -> tuple[Reason, str] | None:
         user, project = self._quotas.of_user(one.user), self._quotas.of_project(one.project)
+        # Whoever has used up the GPU-hours may still use cores.
+        wants_gpus = one.gang.gpus > 0
         running, hours = self._users.get(one.user, 0), self._usage.gpu_hours.get(one.user, 0.0)
         if user.running is not None and running >= user.running:
             return (
                 Reason.USER_RUNNING,
                 f"user {one.user} runs {running} of {user.running} experiments",
             )
-        if user.gpu_hours is not None and hours >= user.gpu_hours:
+        if wants_gpus and user.gpu_hours is not None and hours >= user.gpu_hours:
             return (
                 Reason.USER_HOURS,
                 f"user {one.user} has used {hours:.1f} of {user.gpu_hours:g} GPU-hours",
@@ -303,7 +368,7 @@ class _QuotaBook:
                 Reason.PROJECT_RUNNING,
                 f"project {one.project} runs {running} of {project.running} experiments",
             )
-        if project.gpu_hours is not None and hours >= project.gpu_hours:
+        if wants_gpus and project.gpu_hours is not None and hours >= project.gpu_hours:
             return (
                 Reason.PROJECT_HOURS,
                 f"project {one.project} has used {hours:.1f} of {project.gpu_hours:g} GPU-hours",

@@ -10,8 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from focus_lab.errors import UserError
-from focus_lab.lab.database import Database, rows, storable, utc
+from focus_lab.errors import StoreUnreachableError, UserError
+from focus_lab.lab.database import Database, storable, utc
 from focus_lab.lab.queue.admission import Grant, Holding, Resources, Usage
 from focus_lab.lab.queue.changes import TRIES, find, set_entry, tell
 from focus_lab.lab.queue.entry import Entry, entry_of
@@ -65,13 +65,13 @@ class Attempts:
             .order_by(AttemptRow.admitted_at)
         )
         with self._database.reading() as session:
-            return [_attempt(row, attempt) for row, attempt in session.execute(query)]
+            return [_attempt(entry_of(row), attempt) for row, attempt in session.execute(query)]
 
     def newest(self, entry: Entry) -> Attempt:
         """The newest attempt of an experiment that was admitted."""
         with self._database.reading() as session:
-            row = session.get_one(QueueRow, entry.id)
-            return _attempt(row, session.get_one(AttemptRow, (entry.id, row.attempt)))
+            now = find(session, entry.id)
+            return _attempt(now, session.get_one(AttemptRow, (entry.id, now.attempt)))
 
     def usage(self) -> Usage:
         """GPU-hours and core-hours of the policy's window, what runs included."""
@@ -99,7 +99,9 @@ class Attempts:
     # What the leading dispatcher does
 
     def admit(self, entry: Entry, grant: Grant, fence: int, actor: str) -> Entry | None:
-        """Let an experiment start; None when it was changed meanwhile, or there is no room now.
+        """Let an experiment start; None when it was changed meanwhile.
+
+        There is still the room that the grant was made for: nobody but the leader admits.
 
         Raises:
             FencedError: another dispatcher leads.
@@ -142,9 +144,8 @@ class Attempts:
         """
         with self._database.session() as session:
             check_fence(session, fence)
-            row = session.get_one(QueueRow, entry.id)
             attempt = session.get_one(AttemptRow, (entry.id, entry.attempt))
-            if row.version != entry.version or attempt.ended_at is not None:
+            if attempt.ended_at is not None:
                 return None
             now = self._database.now(session)
             state, values = self._verdict(session, entry, attempt)
@@ -192,7 +193,9 @@ class Attempts:
     # What a driver does
 
     def begin(self, experiment_id: str, attempt: int) -> Attempt:
-        """The attempt's driver runs.
+        """The attempt's driver runs. It holds the experiment's lease, so that there is one.
+
+        May be repeated: the answer to the first call may have been lost.
 
         Raises:
             SupersededError: the attempt is not wanted (any more): its driver must do nothing.
@@ -203,7 +206,7 @@ class Attempts:
                 row = session.get(AttemptRow, (entry.id, attempt))
                 if (
                     entry.attempt != attempt
-                    or entry.state is not QueueState.STARTING
+                    or entry.state not in (QueueState.STARTING, QueueState.RUNNING)
                     or row is None
                     or row.ended_at is not None
                 ):
@@ -211,6 +214,8 @@ class Attempts:
                         f"experiment {entry.name}: attempt {attempt} is not wanted, got "
                         f"{entry.state.lower()} with attempt {entry.attempt}; nothing was done"
                     )
+                if entry.state is QueueState.RUNNING:
+                    return _attempt(entry, row)
                 now = self._database.now(session)
                 changed = set_entry(
                     session, entry, state=QueueState.RUNNING, started_at=entry.started_at or now
@@ -219,11 +224,13 @@ class Attempts:
                     continue
                 row.began_at = now
                 tell(session, self._database, changed, "started", "driver", {"attempt": attempt})
-                return _attempt(session.get_one(QueueRow, entry.id), row)
+                return _attempt(changed, row)
         raise SupersededError(f"experiment {experiment_id}: is changed all the time; nothing done")
 
     def report(self, experiment_id: str, attempt: int, outcome: str, message: str | None) -> None:
         """The last word of a driver; the dispatcher acts on it when its process has ended.
+
+        May be repeated. Of an attempt that has ended nothing more is heard.
 
         Args:
             experiment_id: the experiment.
@@ -231,26 +238,26 @@ class Attempts:
             outcome: `succeeded`, `failed`, or `interrupted`: it was told to end.
             message: why it failed.
         """
-        with self._database.session() as session:
-            changed = session.execute(
-                sa.update(AttemptRow)
-                .where(
-                    AttemptRow.experiment_id == experiment_id,
-                    AttemptRow.number == attempt,
-                    AttemptRow.ended_at.is_(None),
-                )
-                .values(outcome=outcome)
-            )
-            if not rows(changed):
-                return
-            for _ in range(TRIES):
+        text = storable(message) if message else None
+        for _ in range(TRIES):
+            with self._database.session() as session:
                 entry = find(session, experiment_id)
-                if entry.attempt != attempt:
+                row = session.get(AttemptRow, (entry.id, attempt))
+                if row is None or row.ended_at is not None or row.outcome == outcome:
                     return
-                text = storable(message) if message else None
-                if set_entry(session, entry, message=text) is not None:
-                    return
-                session.expire_all()
+                # The entry first: whoever settles takes both rows in this order, too.
+                changed = set_entry(session, entry, message=text)
+                if changed is None:
+                    continue
+                row.outcome = outcome
+                tell(
+                    session, self._database, changed, "reported", "driver",
+                    {"attempt": attempt, "outcome": outcome, "message": text},
+                )  # fmt: skip
+                return
+        raise StoreUnreachableError(
+            f"experiment {experiment_id}: is changed all the time, got {TRIES} conflicts; try again"
+        )
 
     def tell(self, experiment_id: str, kind: str, data: Mapping[str, Any]) -> None:
         """Write an event of a driver: a trial has begun, an epoch has ended."""
@@ -269,9 +276,9 @@ def _done(session: Session, experiment_id: str) -> int:
     return count or 0
 
 
-def _attempt(row: QueueRow, attempt: AttemptRow) -> Attempt:
+def _attempt(entry: Entry, attempt: AttemptRow) -> Attempt:
     return Attempt(
-        entry_of(row),
+        entry,
         Resources(attempt.cpus, attempt.gpus),
         attempt.trials,
         attempt.began_at is not None,

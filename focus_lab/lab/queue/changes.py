@@ -9,13 +9,16 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.errors import UserError
-from focus_lab.lab.database import Database, rows
+from focus_lab.lab.database import Database, storable
 from focus_lab.lab.queue.entry import Entry, entry_of
 from focus_lab.lab.queue.events import write_event
-from focus_lab.lab.tables import QueueRow
+from focus_lab.lab.tables import ExperimentRow, QueueRow
 
 TRIES = 20
 """Of a change that others get in the way of."""
+
+# Columns and not objects: a session would hand out an object as it once was.
+_COLUMNS = QueueRow.__table__.columns
 
 
 class NoEntryError(UserError):
@@ -32,11 +35,16 @@ def find(session: Session, entry_id: str) -> Entry:
     Raises:
         NoEntryError: there is none.
     """
-    row = session.scalar(
-        sa.select(QueueRow)
-        .where(sa.or_(QueueRow.experiment_id == entry_id, QueueRow.name == entry_id))
-        .execution_options(populate_existing=True)
-    )
+    entry_id = storable(entry_id)
+    of_queue = sa.select(*_COLUMNS)
+    # The id first: somebody may give an experiment another one's id for a name.
+    row = session.execute(of_queue.where(QueueRow.experiment_id == entry_id)).one_or_none()
+    if row is None:
+        # By the other table, which has an index of names.
+        named = sa.select(ExperimentRow.id).where(ExperimentRow.name == entry_id)
+        row = session.execute(
+            of_queue.where(QueueRow.experiment_id == named.scalar_subquery())
+        ).one_or_none()
     if row is None:
         raise NoEntryError(
             f"experiment: no such name or id was submitted, got {entry_id[:80]!r}; "
@@ -51,9 +59,10 @@ def set_entry(session: Session, entry: Entry, **values: Any) -> Entry | None:
         sa.update(QueueRow)
         .where(QueueRow.experiment_id == entry.id, QueueRow.version == entry.version)
         .values(version=entry.version + 1, **values)
+        .returning(*_COLUMNS)
         .execution_options(synchronize_session=False)
-    )
-    return find(session, entry.id) if rows(changed) else None
+    ).one_or_none()
+    return entry_of(changed) if changed else None
 
 
 def change_entry(session: Session, entry: Entry, **values: Any) -> Entry:

@@ -7,9 +7,10 @@ that its jobs have failed: then nothing is decided.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from focus_lab.errors import StoreError
@@ -63,6 +64,9 @@ class Dispatcher:
                 if str(error) != trouble:
                     trouble = str(error)
                     self._note(trouble)
+            except Exception as error:
+                # Whatever it is, experiments would wait for ever without a next round.
+                self._note(f"dispatcher: a round failed, got {type(error).__name__}: {error}")
             stop.wait(pause_s)
         try:
             self._leadership.give_up()
@@ -77,7 +81,8 @@ class Dispatcher:
         try:
             capacity = capacity_of(self._jobs, self._queue.policy)
             for attempt in self._attempts.open():
-                self._look_after(attempt, fence)
+                with self._apart():
+                    self._look_after(attempt, fence)
             self._told = {
                 "cluster": True,
                 "machines": [(node.cpus, node.gpus) for node in capacity.nodes],
@@ -92,12 +97,29 @@ class Dispatcher:
             self._note(str(error))
 
     def _admit(self, capacity: Capacity, fence: int) -> None:
+        held = sum((one.granted for one in self._attempts.open()), Resources())
+        if not self._queue.could_start(capacity.total - held):
+            return
         waiting = {entry.id: entry for entry in self._queue.waiting()}
         decision = decide_now(self._queue, self._attempts, capacity, list(waiting.values()))
         for grant in decision.grants:
             entry = self._attempts.admit(waiting[grant.id], grant, fence, self._name)
             if entry is not None:
-                self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
+                with self._apart():
+                    self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """What the cluster cannot do for one job keeps the others from nothing.
+
+        Raises:
+            JobsUnreachableError: it does nothing for anybody.
+        """
+        try:
+            yield
+        except JobsUnreachableError as error:
+            self._jobs.capacity()
+            self._note(str(error))
 
     def _look_after(self, attempt: Attempt, fence: int) -> None:
         """See to one attempt that holds capacity."""
@@ -105,7 +127,10 @@ class Dispatcher:
         status = self._jobs.status(entry.job_id)
         stopping = entry.state in (QueueState.CANCELLING, QueueState.PAUSING)
         if status is JobStatus.ENDED:
-            self._attempts.settle(entry, fence, self._name)
+            # Without a word and with a lease, another process carries it out, or has died so far
+            # away that only its lease will tell.
+            if stopping or attempt.outcome or not self._is_carried_out(entry):
+                self._attempts.settle(entry, fence, self._name)
         elif status is JobStatus.RUNNING:
             # Asked again every round: who asked before may have died before it was heard.
             if stopping:
@@ -113,15 +138,19 @@ class Dispatcher:
         elif attempt.began:
             # The cluster does not know the job of a driver that has begun: it was started anew. The
             # driver, if it lives, renews its lease.
-            store = self._queue.store
-            owner = store.lease_owner(entry.id)
-            if not store.has_lease(entry.id) or (owner is not None and is_dead(owner)):
+            if not self._is_carried_out(entry):
                 self._attempts.settle(entry, fence, self._name)
         elif stopping:
             # Not begun: whenever it begins, it will find that nobody wants it.
             self._attempts.settle(entry, fence, self._name)
         elif status is JobStatus.UNKNOWN:
             self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
+
+    def _is_carried_out(self, entry: Entry) -> bool:
+        """Whether a driver lives, as far as the experiment's lease says."""
+        store = self._queue.store
+        owner = store.lease_owner(entry.id)
+        return owner is not None and not is_dead(owner) and store.has_lease(entry.id)
 
 
 def capacity_of(jobs: Jobs, policy: Policy) -> Capacity:

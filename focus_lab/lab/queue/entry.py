@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from focus_lab.errors import UserError
-from focus_lab.lab.database import utc
+from focus_lab.lab.database import storable, utc
 from focus_lab.lab.queue.admission import Resources, Waiting
 from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.tables import QueueRow
@@ -36,6 +36,7 @@ class Entry:
     trials: int
     gang: Resources
     worker: Resources
+    auto_gpus: float
     submitted_at: datetime
     queued_at: datetime
     started_at: datetime | None
@@ -52,7 +53,7 @@ class Entry:
         """What admission needs to know of it."""
         return Waiting(
             self.id, self.user, self.project, self.priority, self.queued_at, self.gang,
-            self.worker, self.trials,
+            self.worker, self.trials, self.auto_gpus,
         )  # fmt: skip
 
 
@@ -72,11 +73,11 @@ class Filters:
         if self.states:
             found.append(QueueRow.state.in_([state.value for state in self.states]))
         if self.user is not None:
-            found.append(QueueRow.user == self.user)
+            found.append(QueueRow.user == storable(self.user))
         if self.project is not None:
-            found.append(QueueRow.project == self.project)
+            found.append(QueueRow.project == storable(self.project))
         if self.name is not None:
-            found.append(QueueRow.name.contains(self.name, autoescape=True))
+            found.append(QueueRow.name.contains(storable(self.name), autoescape=True))
         return found
 
 
@@ -136,6 +137,7 @@ def entry_of(row: QueueRow | sa.Row[Any]) -> Entry:
         trials=row.trials,
         gang=Resources(row.gang_cpus, row.gang_gpus),
         worker=Resources(row.worker_cpus, row.worker_gpus),
+        auto_gpus=row.auto_gpus,
         submitted_at=submitted,
         queued_at=queued,
         started_at=utc(row.started_at),

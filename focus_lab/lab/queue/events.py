@@ -33,7 +33,7 @@ class Cursor:
         Raises:
             UserError: it is no such place.
         """
-        match = re.fullmatch(r"(\d{1,18})-(\d{1,18})", text)
+        match = re.fullmatch(r"([0-9]{1,18})-([0-9]{1,18})", text)
         if match is None:
             raise UserError(
                 f"Last-Event-ID: is no place in the log, got {text[:60]!r}; send the id of an event"

@@ -27,12 +27,13 @@ from focus_lab.errors import (
 from focus_lab.lab.executor import Executor
 from focus_lab.lab.lab import Lab, store_url
 from focus_lab.lab.launch import launch
+from focus_lab.lab.lease import Lease
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import PlainProgress, TrialProgress
 from focus_lab.lab.queue.attempts import Attempt, Attempts, SupersededError
 from focus_lab.lab.queue.policy import Policy
 from focus_lab.lab.states import TrialState
-from focus_lab.lab.store import LeaseHeldError, Store
+from focus_lab.lab.store import Experiment, LeaseHeldError, Store
 from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
@@ -97,11 +98,17 @@ def run(
     opened = patience(lambda: Store(store or store_url(home), create=False))
     attempts = Attempts(opened.database, Policy())
     try:
-        attempt = patience(lambda: attempts.begin(experiment_id, number))
-        outcome, message = _carry_out(
-            attempt, attempts, opened, home, store, tracking, make_executor, console
-        )
-        patience(lambda: attempts.report(experiment_id, number, outcome, message))
+        stored = patience(lambda: opened.experiment(experiment_id))
+        # From before the beginning to after the last word: whoever finds no lease knows that there
+        # is no driver.
+        lease = Lease(opened, stored.id)
+        with contextlib.ExitStack() as stack:
+            patience(lambda: stack.enter_context(lease))
+            attempt = patience(lambda: attempts.begin(stored.id, number))
+            outcome, message = _carry_out(
+                stored, attempt, attempts, home, store, tracking, make_executor, console
+            )
+            patience(lambda: attempts.report(stored.id, number, outcome, message))
     except KeyboardInterrupt:
         # Told by its machine or by the dispatcher. If this cannot be said it counts as lost.
         with contextlib.suppress(StoreError):
@@ -120,27 +127,25 @@ def run(
 
 
 def _carry_out(
+    stored: Experiment,
     attempt: Attempt,
     attempts: Attempts,
-    store: Store,
     home: Path,
-    store_at: str | None,
+    store: str | None,
     tracking: str | None,
     make_executor: Callable[[ExperimentSpec, Attempt], Executor],
     console: Console,
 ) -> tuple[str, str | None]:
     """Outcome, and why it failed."""
-    entry = attempt.entry
     try:
-        stored = store.experiment(entry.id)
         spec = validate_as(ExperimentSpec, stored.spec, lambda path: None)
         planned = plan(spec)
         executor = make_executor(spec, attempt)
-        with launch(spec, planned, home, store_at, tracking, executor=executor) as lab:
+        with launch(spec, planned, home, store, tracking, executor=executor) as lab:
             progress = ToldProgress(console, concurrent=attempt.trials)
-            progress.tell = lambda kind, data: attempts.tell(entry.id, kind, data)
-            lab.sweep(spec, planned, executor, progress)
-            return _outcome(lab, entry.id)
+            progress.tell = lambda kind, data: attempts.tell(stored.id, kind, data)
+            lab.sweep(spec, planned, executor, progress, leased=True)
+            return _outcome(lab, stored.id)
     except (
         LeaseHeldError,
         StoreUnreachableError,

@@ -86,8 +86,9 @@ class MemoryJobs:
     def stop(self, job_id: str) -> None:
         """Note it; like Ray's, it does nothing to a job that has not begun."""
         self._called("stop")
-        if self.jobs[job_id].status is JobStatus.RUNNING:
-            self.jobs[job_id].stop_asked = True
+        job = self.jobs.get(job_id)
+        if job is not None and job.status is JobStatus.RUNNING:
+            job.stop_asked = True
         self.on_call("stopped")
 
     def logs(self, job_id: str) -> str:

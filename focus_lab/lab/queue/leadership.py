@@ -58,7 +58,11 @@ class Leadership:
             _ensure(session, DISPATCHER, self._database.now(session))
             now = self._database.now(session)
             row = session.scalars(
-                sa.select(LeadRow).where(LeadRow.name == DISPATCHER).with_for_update()
+                sa.select(LeadRow)
+                .where(LeadRow.name == DISPATCHER)
+                .with_for_update()
+                # As it is once the lock is held: another one may have become the leader meanwhile.
+                .execution_options(populate_existing=True)
             ).one()
             expires = utc(row.expires_at)
             assert expires is not None
@@ -125,7 +129,10 @@ def drain(database: Database, actor: str, *, on: bool) -> None:
         _ensure(session, DRAIN, now)
         changed = session.execute(
             sa.update(LeadRow)
-            .where(LeadRow.name == DRAIN, LeadRow.owner.is_(None) if on else sa.true())
+            .where(
+                LeadRow.name == DRAIN,
+                LeadRow.owner.is_(None) if on else LeadRow.owner.is_not(None),
+            )
             .values(owner=actor if on else None)
         )
         if rows(changed):

@@ -29,7 +29,7 @@ class Quota(Spec):
     running: PositiveInt | None = None
     """Experiments that run."""
     gpu_hours: NonNegativeFloat | None = None
-    """GPU-hours within the window; what runs may go on."""
+    """GPU-hours within the window; what runs may go on, what needs no GPU may start."""
 
 
 class Quotas(Spec):
@@ -72,7 +72,7 @@ class Policy(Spec):
     window_days: PositiveFloat = 30.0
     """For how long usage is remembered."""
     reserve_after_minutes: NonNegativeFloat = 10.0
-    """Whoever is first and has waited so long for room lets nobody pass any more."""
+    """For whoever has waited so long for room, room is kept: others pass only with the rest."""
     largest_share: Ratio = 0.5
     """Share of the cluster that one experiment may take while others wait (at least one trial)."""
     max_losses: NonNegativeInt = 5

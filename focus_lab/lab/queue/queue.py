@@ -41,6 +41,9 @@ from focus_lab.specs.base import fingerprint
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 
+MOST_PRIORITY = 1000
+"""In either direction: without an end to it, somebody could wait without one."""
+
 KEY_LIFE = timedelta(hours=24)
 """How long an Idempotency-Key is remembered."""
 
@@ -107,7 +110,7 @@ class Queue:
             plan: its whole plan.
             folder: where its files are to be.
             submitter: who wants it.
-            priority: the higher, the earlier.
+            priority: the higher, the earlier, from -1000 to 1000.
             key: the request's Idempotency-Key.
 
         Returns:
@@ -118,7 +121,9 @@ class Queue:
             ActiveError: another spec of this name waits or runs.
             KeyReusedError: the key was used for another request.
             QuotaError: the submitter has as much as allowed.
+            UserError: the priority is none.
         """
+        _check_priority(priority)
         mark = fingerprint(spec.model_dump(mode="json"))
         request = fingerprint([mark, priority, submitter.project])
         for _ in range(TRIES):
@@ -127,10 +132,10 @@ class Queue:
                     return self._submit(
                         session, spec, plan, folder, submitter, priority, key, mark, request
                     )
-            except (sa.exc.IntegrityError, StaleEntryError):
-                # Somebody else submitted the same name or key at the same moment: look again.
+            except StaleEntryError:
                 continue
             except StoreError as error:
+                # Somebody else submitted the same name or key at the same moment: look again.
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
                     raise
         raise ActiveError(
@@ -161,17 +166,14 @@ class Queue:
                         "take a new one"
                     )
                 return find(session, known.experiment_id), False
-            if known is not None:
-                session.delete(known)
-                session.flush()
         found = session.execute(
             sa.select(ExperimentRow, QueueRow)
             .outerjoin(QueueRow, QueueRow.experiment_id == ExperimentRow.id)
             .where(ExperimentRow.name == spec.name)
         ).one_or_none()
         experiment, row = found if found else (None, None)
-        if row is not None:
-            entry = entry_of(row)
+        entry = entry_of(row) if row is not None else None
+        if entry is not None:
             if entry.user != submitter.user:
                 raise NameTakenError(
                     f"name: is taken by an experiment of {entry.user}, got {spec.name!r}; "
@@ -198,6 +200,7 @@ class Queue:
         gang, worker = _needs(spec)
         values: dict[str, Any] = {
             "description": storable(spec.description),
+            "project": submitter.project,
             "fingerprint": mark,
             "priority": priority,
             "state": QueueState.QUEUED,
@@ -207,22 +210,22 @@ class Queue:
             "gang_gpus": gang.gpus,
             "worker_cpus": worker.cpus,
             "worker_gpus": worker.gpus,
+            "auto_gpus": _auto_gpus(spec),
             "queued_at": now,
             "ended_at": None,
             "message": None,
         }
-        if row is None:
+        if entry is None:
             made = QueueRow(
                 experiment_id=recorded.id, name=spec.name, user=submitter.user,
-                project=submitter.project, version=0, attempt=0, submitted_at=now,
-                started_at=None, **values,
+                version=0, attempt=0, submitted_at=now, started_at=None, **values,
             )  # fmt: skip
             session.add(made)
             session.flush()
             entry = entry_of(made)
         else:
-            session.expire_all()
-            entry = change_entry(session, entry_of(row), **values, submitted_at=now)
+            # As it was when this was found to be allowed: the row may be another by now.
+            entry = change_entry(session, entry, **values)
         self._remember(session, key, submitter, request, entry.id, now)
         tell(session, self._database, entry, "submitted", submitter.user, {"priority": priority})
         return entry, True
@@ -263,7 +266,9 @@ class Queue:
 
         Raises:
             NoEntryError: there is no such experiment.
+            UserError: the priority is none.
         """
+        _check_priority(priority)
 
         def change(session: Session, entry: Entry) -> Entry:
             if entry.priority == priority:
@@ -312,6 +317,16 @@ class Queue:
         query = sa.select(*QueueRow.__table__.columns).where(QueueRow.state == QueueState.QUEUED)
         with self._database.reading() as session:
             return [entry_of(row) for row in session.execute(query)]
+
+    def could_start(self, free: Resources) -> bool:
+        """Whether anybody waits for no more than this: whether deciding is worth its while."""
+        query = sa.select(QueueRow.experiment_id).where(
+            QueueRow.state == QueueState.QUEUED,
+            QueueRow.gang_cpus <= free.cpus + 1e-6,
+            QueueRow.gang_gpus <= free.gpus + 1e-6,
+        )
+        with self._database.reading() as session:
+            return session.execute(query.limit(1)).first() is not None
 
     def counts(self) -> dict[str, int]:
         """State -> number of experiments."""
@@ -377,16 +392,33 @@ class Queue:
         now: datetime,
     ) -> None:
         if key is not None:
-            session.add(
-                IdempotencyRow(
+            # Only now: what a transaction writes before it looks at an entry would give its event
+            # a place before events that it has seen.
+            session.execute(
+                sa.delete(IdempotencyRow)
+                .where(
+                    IdempotencyRow.user == submitter.user,
+                    IdempotencyRow.created_at <= now - KEY_LIFE,
+                )
+                .execution_options(synchronize_session=False)
+            )
+            session.execute(
+                sa.insert(IdempotencyRow).values(
                     user=submitter.user, key=key, fingerprint=request,
                     experiment_id=experiment_id, created_at=now,
                 )
             )  # fmt: skip
-            session.flush()
 
 
 _AT_REST = TERMINAL | {QueueState.PAUSED}
+
+
+def _check_priority(priority: int) -> None:
+    if not -MOST_PRIORITY <= priority <= MOST_PRIORITY:
+        raise UserError(
+            f"priority: is too far from 0, got {priority}; allowed are {-MOST_PRIORITY} to "
+            f"{MOST_PRIORITY}"
+        )
 
 
 def _needs(spec: ExperimentSpec) -> tuple[Resources, Resources]:
@@ -395,3 +427,9 @@ def _needs(spec: ExperimentSpec) -> tuple[Resources, Resources]:
     gpus = compute.gpus_per_worker or (1.0 if compute.device == "cuda" else 0.0)
     worker = Resources(compute.cpus_per_worker, gpus)
     return worker.times(compute.workers), worker
+
+
+def _auto_gpus(spec: ExperimentSpec) -> float:
+    """GPUs that a trial takes where there are any: what the executor does with `device: auto`."""
+    compute = spec.compute
+    return float(compute.workers) if compute.device == "auto" and not compute.gpus_per_worker else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,17 @@ RATIO = "model.token_selection.keep_ratio"
 
 
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[servers.PostgreSQL]:
-    """One PostgreSQL server for the whole test run."""
+def postgresql() -> Iterator[servers.Schemas]:
+    """One PostgreSQL server for the whole test run: the one of the environment, or its own."""
+    if url := os.environ.get("FOCUS_LAB_TEST_DATABASE_URL"):
+        given = servers.Schemas(url)
+        yield given
+        given.drop()
+        return
     if reason := servers.why_not():
         pytest.skip(reason)
     with servers.server() as started:
-        yield started
+        yield servers.Schemas(started.new_database())
 
 
 @pytest.fixture
@@ -35,8 +41,8 @@ def database() -> str:
 def store_url(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """URL of an empty database."""
     if database == "postgresql":
-        server: servers.PostgreSQL = request.getfixturevalue("postgresql")
-        return server.new_database()
+        schemas: servers.Schemas = request.getfixturevalue("postgresql")
+        return schemas.new()
     return f"sqlite:///{tmp_path / 'lab.db'}"
 
 

@@ -37,6 +37,7 @@ def upgrade() -> None:
         sa.Column("gang_gpus", sa.Float(), nullable=False),
         sa.Column("worker_cpus", sa.Float(), nullable=False),
         sa.Column("worker_gpus", sa.Float(), nullable=False),
+        sa.Column("auto_gpus", sa.Float(), nullable=False),
         sa.Column("submitted_at", moment, nullable=False),
         sa.Column("queued_at", moment, nullable=False),
         sa.Column("started_at", moment),
