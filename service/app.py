@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
@@ -19,6 +20,8 @@ from service import problems
 from service.guard import Guard
 from service.routes import contents, events, experiments, system
 from service.state import State
+
+_THREADS = 12
 
 _TEXT = """Queue, watch and compare experiments with Focus-DETR.
 
@@ -36,6 +39,8 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def beside(app: FastAPI) -> AsyncIterator[None]:
+        # Most of a request is Python's own work, which threads only take from each other.
+        to_thread.current_default_thread_limiter().total_tokens = _THREADS
         stop = threading.Event()
         thread = threading.Thread(
             target=dispatcher.run if dispatcher else lambda stop: None,

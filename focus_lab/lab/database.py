@@ -16,6 +16,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from pydantic_core import to_json
 from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, StoreUnreachableError
@@ -59,7 +60,9 @@ class Database:
         self, url: str, *, create: bool = True, migrate: bool = True, connections: int = 5
     ) -> None:
         try:
-            self._engine = sa.create_engine(url, pool_pre_ping=True, pool_size=connections)
+            self._engine = sa.create_engine(
+                url, pool_pre_ping=True, pool_size=connections, json_serializer=_as_json
+            )
             self.url = self._engine.url.render_as_string(hide_password=True)
             self.is_postgresql = self._engine.dialect.name == "postgresql"
             # SQLite lets those who wait for it in by chance: threads of one process take turns.
@@ -196,6 +199,11 @@ def storable(text: str) -> str:
     Names of broken files bring them into messages.
     """
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _as_json(value: Any) -> str:
+    # Several times as fast as Python's own; numbers that JSON does not have become null.
+    return to_json(value).decode()
 
 
 def _alembic() -> Config:
