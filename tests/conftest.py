@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 from focus_lab.specs.compose import merge
 from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
+
+# Speed is measured in benchmarks: a busy machine must fail no test.
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 _TINY: dict[str, Any] = {
     "model": {

@@ -47,7 +47,8 @@ class Database:
             `postgresql+psycopg://user@host/database` with the password in PGPASSWORD or in the file
             that PGPASSFILE names.
         create: whether a missing SQLite file is made.
-        migrate: whether tables are made or brought up to date; else they must be so already.
+        migrate: whether older tables are brought up to date; else that is refused. Missing ones are
+            made in any case.
         connections: how many may be open at once.
 
     Raises:
@@ -88,7 +89,7 @@ class Database:
                 "its place with --out DIR or --store"
             )
         try:
-            if migrate:
+            if migrate or self._revision() is None:
                 self.migrate()
             elif not self.is_current():
                 raise OldStoreError(
@@ -112,10 +113,13 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether the tables are those of this focus_lab."""
+        newest = ScriptDirectory.from_config(_alembic()).get_current_head()
+        return self._revision() == newest
+
+    def _revision(self) -> str | None:
         with self._explained(), self._engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
-            newest = ScriptDirectory.from_config(_alembic()).get_current_head()
-            return context.get_current_revision() == newest
+            return context.get_current_revision()
 
     def close(self) -> None:
         """Release the database."""

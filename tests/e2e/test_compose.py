@@ -223,7 +223,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
     if reason := network.why_not() or postgresql.why_not():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("compose")
-    names = ("postgres", "mlflow", "ray-head", "ray-worker")
+    names = ("postgres", "mlflow", "ray-head", "ray-worker", "service")
     with network.machines(folder / "machines", *names) as machines:
         (folder / "volumes").mkdir()
         made = Deployment(machines, folder / "volumes")
@@ -347,6 +347,51 @@ def test_who_is_let_in(
     assert (
         deployment.run("ray-worker", "python", "-c", ASK, address, *told).stdout.strip() == status
     )
+
+
+# Somebody on another machine of the network, with a token and the service's address.
+SUBMIT = """
+import json, os, sys, time
+from focus_lab.client import Client
+
+with Client("http://service:8000", os.environ["FOCUS_LAB_TOKEN"]) as client:
+    client.submit(json.loads(sys.argv[1]))
+    deadline = time.monotonic() + 400
+    while not (found := client.experiment("queued")).is_terminal:
+        assert time.monotonic() < deadline, (found, client.log("queued"))
+        time.sleep(1)
+    print(json.dumps({
+        "state": found.state,
+        "message": found.message,
+        "user": found.user,
+        "trials": found.trial_states,
+        "epochs": [len(m["coco/AP"]) for m in client.curves("queued").values()],
+        "report": "<html" in client.report("queued").decode(),
+        "comparison": found.comparison_url,
+        "log": client.log("queued"),
+    }))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(900)
+def test_the_service_queues_for_the_cluster(
+    deployment: Deployment, tiny_content: dict[str, Any]
+) -> None:
+    made = deployment.run("service", "focus-lab", "token", "create", "ann", "--scope", "submit")
+    token = made.stdout.strip()
+    content = json.dumps({**tiny_content, "name": "queued"})
+    said = deployment.run("mlflow", "python", "-c", SUBMIT, content, FOCUS_LAB_TOKEN=token)
+    found = json.loads(said.stdout.splitlines()[-1])
+    assert (found["state"], found["message"], found["user"]) == ("SUCCEEDED", None, "ann")
+    assert found["trials"] == {"SUCCEEDED": 1}
+    assert found["epochs"] == [2]
+    assert found["report"]
+    assert found["comparison"].startswith("http://localhost:5000/#/experiments/")
+    assert "baseline-seed0  done" in found["log"]
+    unknown = deployment.run("mlflow", "python", "-c", ASK, "http://service:8000/experiments")
+    assert unknown.stdout.strip() == "401"
 
 
 @pytest.mark.slow

@@ -1,0 +1,145 @@
+"""`focus-lab serve` on real Ray Jobs: whatever is killed, each trial is trained once to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import free_port, wait_until
+from processes import family_of, is_alive
+
+from focus_lab.client import Client
+from focus_lab.client.models import ExperimentDetail
+from focus_lab.errors import FocusLabError
+from focus_lab.specs.compose import merge
+
+pytestmark = pytest.mark.slow
+
+_COMMAND = [sys.executable, "-c", "from focus_lab.cli import main; main()"]
+RATIO = "model.token_selection.keep_ratio"
+
+
+@dataclass
+class Service:
+    """The service's command, on loopback."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+    _all: set[int] = field(default_factory=set)
+
+    @property
+    def client(self) -> Client:
+        return Client(f"http://127.0.0.1:{self.port}", patience_s=60)
+
+    def start(self) -> None:
+        command = [*_COMMAND, "serve", "--out", "runs", "--port", str(self.port)]
+        with (self.folder / "serve.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "--mlflow-port", "0"], cwd=self.folder, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        """Kill -9 the service alone; its cluster notices."""
+        assert self._process is not None
+        self._all |= set(family_of(self._process.pid))
+        self._process.kill()
+        self._process.wait()
+
+    def drivers(self) -> list[int]:
+        assert self._process is not None
+        family = family_of(self._process.pid)
+        return [
+            pid for pid, line in family.items() if "queue.job" in line and "/bin/sh" not in line
+        ]
+
+    def stop(self) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._all |= set(family_of(self._process.pid))
+            self._process.terminate()
+            self._process.wait(90)
+
+    def end(self) -> None:
+        self.stop()
+        for pid in self._all:
+            if is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path)
+    made.start()
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def spec(tiny_content: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
+    def make(name: str, epochs: int = 8) -> dict[str, Any]:
+        changes = {
+            "name": name,
+            "data": {"image_size": [64, 64], "num_train": 32},
+            "training": {"epochs": epochs},
+            "sweep": {"axes": {RATIO: [0.5, 1.0]}},
+        }
+        return merge(tiny_content, changes)
+
+    return make
+
+
+def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
+    service: Service, spec: Callable[..., dict[str, Any]]
+) -> None:
+    with service.client as client:
+        names = ["one", "two", "three"]
+        for name in names:
+            client.submit(spec(name, epochs=3 if name == "three" else 8))
+
+        def now(name: str) -> ExperimentDetail:
+            return client.experiment(name)
+
+        def trained(name: str) -> bool:
+            return bool(client.curves(name)) and now(name).trial_states.get("RUNNING", 0) > 0
+
+        # The driver is killed: its experiment waits again, and goes on.
+        wait_until(lambda: trained("one"), "the first trains", 240)
+        [driver, *_] = service.drivers()
+        os.kill(driver, signal.SIGKILL)
+        wait_until(lambda: now("one").attempt == 2, "it is admitted again", 120)
+        # The service is killed, its cluster with it, in the middle of the second attempt.
+        wait_until(lambda: now("one").state == "RUNNING" and trained("one"), "it trains again", 120)
+        service.kill()
+        service.start()
+        # Cancelled while it waits or runs, and begun again.
+        client.cancel("two")
+        wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 120)
+        client.retry("two")
+        wait_until(lambda: all(now(name).is_terminal for name in names), "all have ended", 400)
+        for name in names:
+            ended = now(name)
+            assert (ended.state, ended.message) == ("SUCCEEDED", None)
+            assert ended.trial_states == {"SUCCEEDED": 2}
+            assert ended.report_ready
+            for metrics in client.curves(name).values():
+                epochs = [epoch for epoch, _ in metrics["coco/AP"]]
+                assert epochs == sorted(set(epochs)), "no epoch was logged twice"
+        assert now("one").attempt >= 3
+        system = client.system()
+        assert system.cluster is not None
+        assert system.cluster.held_cpus == 0
+        log = client.log("one")
+        assert "attempt 3" in log
+        # Nothing of it is left when it ends.
+        service.stop()
+        with Client(client.url, patience_s=0.1) as alone, pytest.raises(FocusLabError):
+            alone.system()
