@@ -85,7 +85,7 @@ def test_of_many_equal_submissions_at_once_one_is_made(client: TestClient, spec:
 def test_all_mistakes_of_a_spec_are_said_at_once_with_their_lines(
     client: TestClient, spec: Spec
 ) -> None:
-    content = spec("one", nmae="x")
+    content = spec("one", named="x")
     content["training"] = content["training"] | {"epochs": 0}
     answer = client.post(
         "/experiments", content=yaml.safe_dump(content), headers={"content-type": "text/yaml"}

@@ -225,10 +225,8 @@ def decide(
     """
     shares = _shares(holding, capacity, usage)
     order = sorted(waiting, key=lambda w: (-score(w, shares, policy, now), w.queued_at, w.id))
-    if capacity is None:
-        text = (
-            "the Ray cluster does not answer; nothing is lost, it starts when the cluster is back"
-        )
+    if capacity is None or (not capacity.nodes and not capacity.limit):
+        text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
         away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(order, 1)}
         return Decision(away, ())
     order = [one.on(capacity) for one in order]

@@ -58,15 +58,16 @@ class Dispatcher:
         while not stop.is_set():
             try:
                 self.round()
-                trouble = ""
+                text = ""
             except (StoreError, JobsUnreachableError) as error:
                 # The next round may find them again; nothing was decided. Said once, not each time.
-                if str(error) != trouble:
-                    trouble = str(error)
-                    self._note(trouble)
+                text = str(error)
             except Exception as error:
                 # Whatever it is, experiments would wait for ever without a next round.
-                self._note(f"dispatcher: a round failed, got {type(error).__name__}: {error}")
+                text = f"dispatcher: a round failed, got {type(error).__name__}: {error}"
+            if text and text != trouble:
+                self._note(text)
+            trouble = text
             stop.wait(pause_s)
         try:
             self._leadership.give_up()

@@ -105,15 +105,16 @@ def run(
         with contextlib.ExitStack() as stack:
             patience(lambda: stack.enter_context(lease))
             attempt = patience(lambda: attempts.begin(stored.id, number))
-            outcome, message = _carry_out(
-                stored, attempt, attempts, home, store, tracking, make_executor, console
-            )
+            try:
+                outcome, message = _carry_out(
+                    stored, attempt, attempts, home, store, tracking, make_executor, console
+                )
+            except KeyboardInterrupt:
+                # Told by its machine or the dispatcher. If this cannot be said it counts as lost.
+                with contextlib.suppress(StoreError):
+                    attempts.report(stored.id, number, "interrupted", None)
+                raise
             patience(lambda: attempts.report(stored.id, number, outcome, message))
-    except KeyboardInterrupt:
-        # Told by its machine or by the dispatcher. If this cannot be said it counts as lost.
-        with contextlib.suppress(StoreError):
-            attempts.report(experiment_id, number, "interrupted", None)
-        raise
     except SupersededError as error:
         console.print(str(error), soft_wrap=True)
         return SUPERSEDED

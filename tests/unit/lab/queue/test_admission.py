@@ -235,6 +235,7 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
         used_by_project = usage.project_gpu_hours.get(one.project, 0.0)
         gpus = one.gang.gpus > 0
         truths = {
+            Reason.NO_CLUSTER: not capacity.nodes and not capacity.limit,
             Reason.TOO_LARGE: not fits_empty(one, capacity),
             Reason.USER_RUNNING: turn.running_of_user >= (user.running or 99),
             Reason.USER_HOURS: gpus and user.gpu_hours is not None and used >= user.gpu_hours,
@@ -266,7 +267,7 @@ def test_whoever_cannot_start_at_all_changes_nothing_for_the_others(
     kept = {
         name
         for name, place in with_all.places.items()
-        if place.reason in OF_QUOTAS | {Reason.TOO_LARGE}
+        if place.reason in OF_QUOTAS | {Reason.TOO_LARGE, Reason.NO_CLUSTER}
     }
     others = [one for one in waiting if one.id not in kept]
     assert decide(others, holding, capacity, usage, policy, NOW).grants == with_all.grants
@@ -631,7 +632,8 @@ def test_gpu_hours_that_are_used_up_keep_no_experiment_on_cores() -> None:
 
 def test_without_a_cluster_everybody_has_a_place_and_nobody_starts() -> None:
     decision = ask(waits("a"), waits("b", priority=1), on=None)
-    text = "the Ray cluster does not answer; nothing is lost, it starts when the cluster is back"
+    text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
+    assert decision == ask(waits("a"), waits("b", priority=1), on=cluster())
     assert decision.grants == ()
     assert decision.places == {
         "b": Place(1, Reason.NO_CLUSTER, text),

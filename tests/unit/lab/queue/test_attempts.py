@@ -120,6 +120,9 @@ VERDICTS = {
     ("failed", S.RUNNING): S.FAILED,
     ("failed", S.PAUSING): S.FAILED,
     ("failed", S.CANCELLING): S.CANCELLED,
+    ("interrupted", S.RUNNING): S.QUEUED,
+    ("interrupted", S.PAUSING): S.PAUSED,
+    ("interrupted", S.CANCELLING): S.CANCELLED,
     (None, S.STARTING): S.QUEUED,
     (None, S.RUNNING): S.QUEUED,
     (None, S.PAUSING): S.PAUSED,
@@ -134,6 +137,7 @@ def test_what_follows_from_every_end(bring: Bring, settle: Any, log: EventLog, c
         ended = settle(entry, outcome, "why" if outcome == "failed" else None)
         assert ended.state is goal
         assert ended.queued_at == entry.queued_at
+        assert ended.losses == (1 if outcome is None and goal is S.QUEUED else 0)
         assert ended.message == ("why" if goal is S.FAILED else None)
         assert ended.ended_at == (clock.at if goal.is_terminal else None)
         word = log.after(Cursor(), experiment_id=entry.id)[-1].data["outcome"]

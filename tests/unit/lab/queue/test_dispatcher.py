@@ -483,8 +483,7 @@ def test_contact_lost_is_not_failure(world: World, one: Entry, clock: Any) -> No
     assert round_(world) is S.RUNNING
     found = leader(world.store.database)
     assert found is not None
-    told = {name: found.told[name] for name in ("cluster", "machines", "limit")}
-    assert told == {"cluster": True, "machines": [[8.0, 0.0]], "limit": None}
+    assert {"cluster": True, "machines": [[8.0, 0.0]], "limit": None}.items() <= found.told.items()
 
 
 def test_a_cluster_that_was_started_anew_gets_the_job_again(world: World, one: Entry) -> None:
@@ -631,7 +630,12 @@ def test_rounds_go_on_whatever_happens_in_one(
     dispatcher._note = notes.append
     capacity = world.jobs.capacity
     troubles = iter(
-        [JobsUnreachableError("away"), StoreUnreachableError("gone"), ZeroDivisionError("odd")]
+        [
+            JobsUnreachableError("away"),
+            JobsUnreachableError("away"),  # said once
+            StoreUnreachableError("gone"),
+            ZeroDivisionError("odd"),
+        ]
     )
 
     def troubled() -> Any:

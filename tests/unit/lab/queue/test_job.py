@@ -255,7 +255,9 @@ def test_an_interrupted_attempt_leaves_everything_for_the_next(
         driver(attempt)
     assert trial_states(store, attempt) == [TrialState.SUCCEEDED, TrialState.PENDING]
     assert store.lease_owner(attempt.entry.id) is None
-    assert settle(attempt.entry).state is end
+    ended = settle(attempt.entry)
+    # It was told to end: that is no loss.
+    assert (ended.state, ended.losses) == (end, 0)
 
 
 @pytest.mark.parametrize("call", ["begin", "report"])

@@ -81,7 +81,7 @@ def test_a_submitted_experiment_is_queued_with_its_trials_and_an_event(
     assert store.experiment("one").folder == tmp_path / "one"
     assert [trial.state for trial in store.trials(entry.id)] == [TrialState.PENDING] * 2
     [event] = log.after(Cursor())
-    assert (event.kind, event.actor, event.at) == ("submitted", "alice", clock.at)
+    assert (event.kind, event.actor, event.experiment_id) == ("submitted", "alice", entry.id)
     assert event.data == {"name": "one", "state": "QUEUED", "version": 0, "priority": 3}
 
 
