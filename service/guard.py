@@ -210,6 +210,14 @@ class Guard:
         except _TooLargeError:
             if not started:
                 await self._too_large(request_id)(scope, receive, send)
+        except Exception as error:
+            # Here, so that this answer has the headers of all others.
+            log.exception("unexpected", exc_info=error, path=scope["path"])
+            if started:
+                raise
+            detail = f"something unexpected happened; the log of the service has it as {request_id}"
+            answer = problem(500, "internal", detail, request_id=request_id)
+            await answer(scope, receive, send)
 
 
 class _TooLargeError(BaseException):

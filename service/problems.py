@@ -160,12 +160,6 @@ def install(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         return problem(error.status_code, code, detail, request_id=_id(request), headers=headers)
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        log.exception("unexpected", exc_info=error, path=request.url.path)
-        detail = f"something unexpected happened; the log of the service has it as {_id(request)}"
-        return problem(500, "internal", detail, request_id=_id(request))
-
 
 def _shape(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"])

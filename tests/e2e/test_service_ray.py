@@ -133,12 +133,12 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
             for metrics in client.curves(name).values():
                 epochs = [epoch for epoch, _ in metrics["coco/AP"]]
                 assert epochs == sorted(set(epochs)), "no epoch was logged twice"
-        assert now("one").attempt >= 3
+        assert now("one").attempt >= 2
         system = client.system()
         assert system.cluster is not None
         assert system.cluster.held_cpus == 0
         log = client.log("one")
-        assert "attempt 3" in log
+        assert "--- attempt 2" in log
         # Nothing of it is left when it ends.
         service.stop()
         with Client(client.url, patience_s=0.1) as alone, pytest.raises(FocusLabError):

@@ -1,0 +1,147 @@
+"""What an experiment has brought forth, over REST: nothing but that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.queue.dispatcher import Dispatcher
+from focus_lab.lab.queue.jobs import JobStatus, MemoryJobs
+from focus_lab.lab.states import TrialState
+from service.state import State
+
+Spec = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def folder(client: TestClient, spec: Spec, state: State) -> Path:
+    """The folder of an experiment with a report."""
+    client.post("/experiments", json=spec("one"))
+    made = state.queue.store.experiment("one").folder
+    (made / "report" / "plots").mkdir(parents=True)
+    (made / "report" / "tables").mkdir()
+    for name, text in {
+        "report.html": "<html>page</html>", "report.md": "# page", "report.json": "{}",
+        "report.txt": "a table", "plots/ap.svg": "<svg/>", "tables/cells.csv": "a,b",
+        "tables/ablation.tex": r"\\begin{tabular}",
+    }.items():  # fmt: skip
+        (made / "report" / name).write_text(text)
+    (made / "secret.txt").write_text("not shown")
+    (made / "report" / "weights.pt").write_bytes(b"not shown")
+    return made
+
+
+def test_the_report_comes_in_every_form(client: TestClient, folder: Path) -> None:
+    kinds = {
+        "html": "text/html", "md": "text/markdown", "json": "application/json",
+        "txt": "text/plain", "csv": "text/csv", "tex": "text/x-tex",
+    }  # fmt: skip
+    for form, kind in kinds.items():
+        answer = client.get(f"/experiments/one/report?format={form}")
+        assert answer.headers["content-type"].partition(";")[0] == kind
+    page = client.get("/experiments/one/report", headers={"accept": "text/html"})
+    assert page.text == "<html>page</html>"
+    assert "sandbox" in page.headers["content-security-policy"]
+    as_json = client.get("/experiments/one/report", headers={"accept": "application/json"})
+    assert as_json.json() == {}
+    assert client.get("/experiments/one/report?format=exe").status_code == 422
+
+
+def test_there_may_be_no_report_yet(client: TestClient, spec: Spec) -> None:
+    client.post("/experiments", json=spec("two"))
+    answer = client.get("/experiments/two/report")
+    assert (answer.status_code, answer.json()["code"]) == (404, "no-report")
+
+
+def test_files_are_those_that_are_meant_to_be_seen(client: TestClient, folder: Path) -> None:
+    (folder / "report" / "link.txt").symlink_to(folder / "secret.txt")
+    items = client.get("/experiments/one/artifacts").json()["items"]
+    paths = [item["path"] for item in items]
+    assert "report/plots/ap.svg" in paths
+    assert not any("secret" in path or ".pt" in path or "link" in path for path in paths)
+    for item in items:
+        answer = client.get(f"/experiments/one/artifacts/{item['path']}")
+        assert len(answer.content) == item["size"]
+        assert answer.headers["content-type"].partition(";")[0] == item["media_type"]
+        assert "sandbox" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["secret.txt", "report/link.txt", "report/weights.pt", "report/../secret.txt", "../../lab.db",
+     "/etc/passwd", "%2e%2e/%2e%2e/lab.db", "report//report.html", "..%5C..%5Clab.db", "report"],
+)  # fmt: skip
+def test_no_path_of_a_client_is_opened(client: TestClient, folder: Path, path: str) -> None:
+    (folder / "report" / "link.txt").symlink_to(folder / "secret.txt")
+    answer = client.get(f"/experiments/one/artifacts/{path}")
+    # Clients shorten some of these to other addresses by themselves.
+    assert answer.status_code in (404, 422)
+    assert "not shown" not in answer.text
+
+
+def test_trials_say_where_they_are(client: TestClient, folder: Path, state: State) -> None:
+    stored = state.queue.store.experiment("one")
+    [trial] = state.queue.store.trials(stored.id)
+    state.queue.store.move(trial, TrialState.RUNNING)
+    place = trial_folder(stored, trial)
+    place.mkdir(parents=True)
+    (place / "progress.json").write_text(
+        '{"epoch": 1, "step": 3, "steps": 4, "loss": 2.5, "at": 12.0}'
+    )
+    [found] = client.get("/experiments/one/trials").json()["items"]
+    assert (found["state"], found["attempts"], found["epochs"]) == ("RUNNING", 1, 2)
+    assert found["progress"] == {"epoch": 1, "step": 3, "steps": 4, "loss": 2.5, "at": 12.0}
+    (place / "progress.json").write_text("half a li")
+    [found] = client.get("/experiments/one/trials").json()["items"]
+    assert found["progress"] is None
+
+
+def test_curves_are_those_of_the_tracker(client: TestClient, folder: Path, state: State) -> None:
+    stored = state.queue.store.experiment("one")
+    [trial] = state.queue.store.trials(stored.id)
+    assert client.get("/experiments/one/curves").json() == {"items": {}}
+    run = state.tracker.ensure_run("x", trial)
+    state.queue.store.set_tracking_run(trial, run)
+    for epoch, ap in enumerate([0.1, 0.2], 1):
+        state.tracker.log_epoch(run, epoch, {"coco/AP": ap, "loss/total": 1.0})
+    found = client.get("/experiments/one/curves", params={"metric": "coco/AP"}).json()["items"]
+    assert found == {trial.id: {"coco/AP": [[1, 0.1], [2, 0.2]]}}
+
+
+def test_logs_of_workers_and_drivers(
+    client: TestClient,
+    folder: Path,
+    state: State,
+    jobs: MemoryJobs,
+    dispatcher: Dispatcher,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = state.queue.store.experiment("one")
+    [trial] = state.queue.store.trials(stored.id)
+    logs = trial_folder(stored, trial) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text("epoch 1\n")
+    (logs / "rank-x.log").write_text("no rank")
+    items = client.get("/experiments/one/logs").json()["items"]
+    assert [(item["trial"], item["rank"]) for item in items] == [(None, None), (trial.name, 0)]
+    params: dict[str, Any] = {"trial": trial.name}
+    assert client.get("/experiments/one/log", params=params).text == "epoch 1\n"
+    missing = client.get("/experiments/one/log", params=params | {"rank": 7})
+    assert (missing.status_code, missing.json()["code"]) == (404, "no-such-log")
+    assert client.get("/experiments/one/log").text == ""
+    dispatcher.round()
+    monkeypatch.setattr(jobs, "logs", lambda job: f"said by {job[-2:]}")
+    assert client.get("/experiments/one/log").text == "--- attempt 1\nsaid by -1"
+    # What is followed ends with the experiment.
+    client.post("/experiments/one/cancel")
+    [job] = jobs.jobs.values()
+    job.status = JobStatus.ENDED
+    dispatcher.round()
+    assert client.get("/experiments/one/log?follow=true").text == "--- attempt 1\nsaid by -1"
+    followed = client.get("/experiments/one/log", params=params | {"follow": "true"})
+    assert followed.text == "epoch 1\n"
