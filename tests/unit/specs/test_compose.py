@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_lab.errors import SpecError
-from focus_lab.specs.compose import Document, merge, override, parse, read, with_overrides
+from focus_lab.specs.compose import (
+    Document,
+    merge,
+    override,
+    parse,
+    parse_untrusted,
+    read,
+    with_overrides,
+)
 
 mappings = st.recursive(
     st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
@@ -130,3 +138,48 @@ def test_decimals_with_an_exponent_are_numbers_in_files_and_settings(text: str) 
 
 def test_a_text_that_only_looks_like_a_decimal_stays_a_text() -> None:
     assert parse("name: 1e\nother: '1e-4'", "a.yaml").content == {"name": "1e", "other": "1e-4"}
+
+
+# Texts of strangers
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 100_000, "request:1: is too deep or too long for a spec, got 41 levels"),
+        ("{a: " * 100, "is too deep or too long"),
+        ("x: [" + "1," * 60_000 + "]", "is too deep or too long"),
+        ("a: &x [1]\nb: *x", "request:2: aliases are not taken here; write the value out"),
+        ("extends: base.yaml", "request:1: extends: files of the sender are not known here"),
+        ("a: !!python/object/apply:os.system [ls]", "remove it"),
+        ("a: \0", "is not usable YAML"),
+        ("a: " + "9" * 5000, "is not usable YAML"),
+        ("a: 1\na: 2", "stands twice"),
+        ("- 1", "a spec is a mapping, got a sequence"),
+    ],
+)
+def test_a_text_of_a_stranger_that_is_no_small_plain_mapping_is_refused(
+    text: str, sentence: str
+) -> None:
+    with pytest.raises(SpecError) as refused:
+        parse_untrusted(text, "request")
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_plain_text_of_a_stranger_is_read_as_ours() -> None:
+    text = 'name: x\nsweep: {seeds: [0, 1]}\nmodel: {dropout: 1e-4}\n"data": {"kind": "shapes"}'
+    assert parse_untrusted(text, "request") == parse(text, "request")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1:30", "1:30"), ("0o17", 15), ("0x1F", 31), ("1_000", 1000), ("-3", -3), ("1e-4", 1e-4),
+        ("1.", 1.0), (".5", 0.5), ("1.5e3", 1500.0), ("12e03", 12000.0), ("08", "08"),
+        ("1.2.3", "1.2.3"),
+    ],
+)  # fmt: skip
+def test_numbers_are_those_of_yaml_1_2(written: str, value: object) -> None:
+    found = parse(f"a: {written}", "x").content["a"]
+    assert (found, type(found)) == (value, type(value))

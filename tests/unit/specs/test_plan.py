@@ -1,5 +1,7 @@
 """Plans: cells, seeds, fingerprints."""
 
+import itertools
+import random
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from focus_lab.errors import SpecError
 from focus_lab.specs.experiment import ExperimentSpec
-from focus_lab.specs.plan import plan
+from focus_lab.specs.plan import num_trials, plan
 
 RATIO = "model.token_selection.keep_ratio"
 
@@ -160,3 +162,31 @@ def test_a_field_that_came_later_changes_no_fingerprint_until_it_is_used() -> No
     spec = made.cells[-1].spec
     assert spec.model.token_selection.background_embedding.enabled
     assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
+
+
+def test_too_many_trials_are_refused_before_they_are_expanded() -> None:
+    axes = {f"model.loss.{name}_weight": list(range(1, 999)) for name in ("class", "bbox", "giou")}
+    spec = experiment(axes=axes, seeds=[0, 1])
+    assert num_trials(spec) == 2 * 998**3
+    with pytest.raises(SpecError, match="too many trials, got 1988023984; at most 10000"):
+        plan(spec)
+
+
+def test_a_few_points_of_a_huge_space_are_drawn_at_once() -> None:
+    axes = {f"model.loss.{name}_weight": list(range(1, 999)) for name in ("class", "bbox", "giou")}
+    search = {"kind": "random", "samples": 5, "seed": 3}
+    cells = plan(experiment(axes=axes, search=search)).cells
+    assert len({cell.name for cell in cells}) == 5
+
+
+def test_random_search_draws_what_it_drew_from_the_whole_list() -> None:
+    axes = {
+        "model.loss.class_weight": [1, 2, 3],
+        "model.loss.bbox_weight": [4, 5],
+        "training.epochs": [1, 2, 3],
+    }
+    whole = list(itertools.product(*axes.values()))
+    drawn = random.Random(7).sample(whole, 6)
+    search = {"kind": "random", "samples": 6, "seed": 7}
+    cells = plan(experiment(axes=axes, search=search)).cells
+    assert [tuple(cell.overrides.values()) for cell in cells if cell.overrides] == drawn
