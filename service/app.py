@@ -8,20 +8,25 @@ import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
 from anyio import to_thread
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
 import focus_lab
 from focus_lab.client.models import Problem
+from focus_lab.errors import StoreError
 from focus_lab.lab.queue.dispatcher import Dispatcher
+from focus_lab.lab.queue.retention import remove_old_checkpoints
 from focus_lab.specs.experiment import ExperimentSpec
 from service import problems
 from service.guard import Guard
 from service.routes import contents, events, experiments, system
 from service.state import State
 
-_THREADS = 12
+_THREADS, _TIDY_S = 12, 3600.0
+
+log = structlog.get_logger("focus_lab.service")
 
 _TEXT = """Queue, watch and compare experiments with Focus-DETR.
 
@@ -49,9 +54,11 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
         )
         thread.start()
         feed = asyncio.create_task(state.feed.run())
+        tidying = asyncio.create_task(_tidy(state))
         try:
             yield
         finally:
+            tidying.cancel()
             await state.feed.close()
             await feed
             stop.set()
@@ -86,6 +93,18 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
 
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+async def _tidy(state: State) -> None:
+    """Remove what is kept no longer, now and then."""
+    while True:
+        try:
+            freed = await asyncio.to_thread(remove_old_checkpoints, state.queue)
+            if freed:
+                log.info("retention", freed_bytes=freed)
+        except (StoreError, OSError) as error:
+            log.warning("retention", error=str(error))
+        await asyncio.sleep(_TIDY_S)
 
 
 def _hosts(state: State) -> frozenset[str]:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 
 from focus_lab.errors import OutputError, WeightsError
+from focus_lab.training.folder import BEST
 from focus_lab.training.reporter import Metrics
 
-BEST = "best.pt"
-"""The checkpoint of the epoch with the highest AP; never resumed from."""
 KEPT = 2
 """Newest checkpoints that stay: one may be torn by what ended the process."""
 

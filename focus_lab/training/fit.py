@@ -38,6 +38,7 @@ from focus_lab.training.environment import (
 )
 from focus_lab.training.evaluation import evaluate
 from focus_lab.training.folder import (
+    BEST,
     MANIFEST,
     SAMPLES,
     check_same_inputs,
@@ -308,7 +309,7 @@ class _Trial:
         if self.storage:
             self.storage.send(path, checkpoint_name(path))
             if best:
-                kept = path.with_name(checkpoints.BEST)
+                kept = path.with_name(BEST)
                 self.storage.send(kept, checkpoint_name(kept))
 
     def _is_best(self) -> bool:

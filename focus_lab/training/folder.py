@@ -16,6 +16,10 @@ from focus_lab.errors import DataError, OutputError
 MANIFEST = "manifest.json"
 SAMPLES = "samples"
 SPOOL = ".uploads"
+BEST = "best.pt"
+"""The checkpoint of the epoch with the highest AP; never resumed from."""
+STEPS = "step_*.pt"
+"""Names of all other checkpoints."""
 
 
 def checkpoint_folder(folder: Path) -> Path:

@@ -20,7 +20,8 @@ from typing import Any, Self, TypeVar
 from fsspec.core import url_to_fs
 
 from focus_lab.errors import OutputError, StorageUnreachableError
-from focus_lab.training.checkpoint import BEST, KEPT, step_of
+from focus_lab.training.checkpoint import KEPT, step_of
+from focus_lab.training.folder import BEST
 
 T = TypeVar("T")
 

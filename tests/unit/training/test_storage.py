@@ -17,9 +17,8 @@ import torch
 from focus_lab.errors import OutputError, StorageUnreachableError
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
-from focus_lab.training.checkpoint import BEST
 from focus_lab.training.fit import fit
-from focus_lab.training.folder import MANIFEST, SAMPLES, SPOOL, checkpoint_folder, storage_url
+from focus_lab.training.folder import BEST, MANIFEST, SAMPLES, SPOOL, checkpoint_folder, storage_url
 from focus_lab.training.reporter import MemoryReporter, Metrics
 from focus_lab.training.storage import Storage
 
