@@ -7,6 +7,7 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Request, Security
+from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from focus_lab.lab.queue.entry import Entry
@@ -53,7 +54,7 @@ EVERYBODY = Principal("local", "default", Scope.ADMIN)
 """Where requests need no token."""
 
 
-def identify(
+async def identify(
     request: Request,
     state: Annotated[State, Depends(state_of)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
@@ -67,7 +68,7 @@ def identify(
     if not state.settings.auth:
         return EVERYBODY
     text = bearer.credentials if bearer else cookie
-    token = state.tokens.verify(text) if text else None
+    token = await run_in_threadpool(state.tokens.verify, text) if text else None
     if token is None:
         raise ProblemError(
             401, "no-token" if not text else "bad-token",
@@ -81,7 +82,7 @@ def identify(
 
 
 def _needs(scope: Scope) -> object:
-    def check(principal: Annotated[Principal, Depends(identify)]) -> Principal:
+    async def check(principal: Annotated[Principal, Depends(identify)]) -> Principal:
         if not principal.scope.includes(scope):
             raise ProblemError(
                 403, "scope",

@@ -70,7 +70,8 @@ def bench_service(
         progress: told what is done now.
 
     Returns:
-        `rows` with `case`, `n`, `p50_ms`, `p95_ms`, `p99_ms`, `goal_ms`; `events`; `memory_mb`.
+        `rows` with `case`, `n`, `p50_ms`, `p95_ms`, `p99_ms`, `goal_ms` and `server_cpu_ms` (a
+        request's share of the server's processor time); `events`; `memory_mb`.
     """
     with tempfile.TemporaryDirectory(prefix="focus-lab-bench-") as folder:
         url = store or f"sqlite:///{Path(folder) / 'lab.db'}"
@@ -183,8 +184,9 @@ async def _load(
                 return await _timed(client, case, number, ids)
 
             await asyncio.gather(*(one(-1 - k) for k in range(3)))  # connections, caches
+            before = _cpu_s(pid)
             took = await _paced(one, pace, seconds)
-            rows.append(_row(case, took, pace))
+            rows.append(_row(case, took, pace, _cpu_s(pid) - before))
             memory.append(_rss_mb(pid))
         progress(f"{listeners} streams …")
         events = await _streams(client, queue, ids, listeners, seconds)
@@ -287,7 +289,7 @@ async def _events(
             content = {}
 
 
-def _row(case: str, took: Sequence[float], pace: float) -> dict[str, Any]:
+def _row(case: str, took: Sequence[float], pace: float, cpu_s: float) -> dict[str, Any]:
     return {
         "case": case,
         "n": len(took),
@@ -296,12 +298,19 @@ def _row(case: str, took: Sequence[float], pace: float) -> dict[str, Any]:
         "p95_ms": _percentile(took, 95),
         "p99_ms": _percentile(took, 99),
         "goal_ms": GOALS_MS[case],
+        "server_cpu_ms": 1000 * cpu_s / len(took),
     }
 
 
 def _percentile(values: Sequence[float], percent: float) -> float:
     ordered = sorted(values)
     return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def _cpu_s(pid: int) -> float:
+    """Seconds of processor time that the server has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _rss_mb(pid: int) -> float:

@@ -62,7 +62,8 @@ class State:
         return self.settings.home.resolve()
 
 
-def state_of(request: Request) -> State:
+async def state_of(request: Request) -> State:
     """The state of the app that a request came to."""
+    # Asynchronous though it waits for nothing: otherwise a thread would be asked for it.
     state: State = request.app.state.focus_lab
     return state

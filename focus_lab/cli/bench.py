@@ -135,6 +135,9 @@ def bench_evaluate(
     out.print(table)
 
 
+_TIMES = ("p50_ms", "p95_ms", "p99_ms", "goal_ms", "server_cpu_ms")
+
+
 @app.command("service")
 def bench_service(
     store: StoreUrl = None,
@@ -151,9 +154,9 @@ def bench_service(
     if as_json:
         print_json(result)
         return
-    table = new_table("case", "a second", "p50", "p95", "p99", "goal of p99")
+    table = new_table("case", "a second", "p50", "p95", "p99", "goal of p99", "server's CPU")
     for row in result["rows"]:
-        times = [f"{row[key]:.1f} ms" for key in ("p50_ms", "p95_ms", "p99_ms", "goal_ms")]
+        times = [f"{row[key]:.1f} ms" for key in _TIMES]
         table.add_row(row["case"], f"{row['per_s']:g}", *times)
     out.print(table)
     events = result["events"]

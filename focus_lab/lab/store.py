@@ -143,10 +143,13 @@ class Store:
         row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
         known: dict[str, TrialRow] = {}
         if row is None:
+            # As a statement, like the trials below: the unit of work takes longer than the database.
             row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=now())
             row.spec, row.folder = content, str(folder)
-            session.add(row)
-            session.flush()
+            made = {
+                key: getattr(row, key) for key in ("id", "name", "spec", "folder", "created_at")
+            }
+            session.execute(sa.insert(ExperimentRow).values(**made))
         else:
             row.spec, row.folder = content, str(folder)
             of_experiment = sa.select(TrialRow).where(TrialRow.experiment_id == row.id)

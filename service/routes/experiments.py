@@ -15,7 +15,7 @@ from service import views
 from service.auth import Principal, Reader, Writer
 from service.problems import ProblemError, declared
 from service.state import State, state_of
-from service.submission import BODY, Costs, plan_view, read_body, read_spec
+from service.submission import BODY, JSON_TYPE, Costs, plan_view, read_body, read_spec
 
 router = APIRouter(tags=["experiments"], responses=declared(401, 403, 429, 503))
 
@@ -65,7 +65,7 @@ async def submit(
             description="The same key and request again is the same submission, for 24 hours.",
         ),
     ] = None,
-) -> models.Submission | models.Plan:
+) -> models.Plan | Response:
     """Queue an experiment. The same spec again continues it, or finds it where it is."""
     text = await read_body(request)
     queue = state.queue
@@ -85,9 +85,13 @@ async def submit(
         return views.experiment(state, entry), created
 
     found, created = await run_in_threadpool(put)
-    response.status_code = 202 if created else 200
-    response.headers["Location"] = str(request.url_for("show", experiment=found.id).path)
-    return models.Submission(experiment=found, created=created)
+    # Written here: the declared union would be tried member by member.
+    return Response(
+        models.Submission(experiment=found, created=created).model_dump_json(),
+        202 if created else 200,
+        {"Location": str(request.url_for("show", experiment=found.id).path)},
+        JSON_TYPE,
+    )
 
 
 @router.get("/experiments", responses=declared(400, 422))

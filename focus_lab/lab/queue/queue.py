@@ -216,13 +216,12 @@ class Queue:
             "message": None,
         }
         if entry is None:
-            made = QueueRow(
-                experiment_id=recorded.id, name=spec.name, user=submitter.user,
-                version=0, attempt=0, submitted_at=now, started_at=None, **values,
-            )  # fmt: skip
-            session.add(made)
-            session.flush()
-            entry = entry_of(made)
+            values |= {
+                "experiment_id": recorded.id, "name": spec.name, "user": submitter.user,
+                "version": 0, "attempt": 0, "submitted_at": now, "started_at": None,
+            }  # fmt: skip
+            session.execute(sa.insert(QueueRow).values(**values))
+            entry = entry_of(QueueRow(**values))
         else:
             # As it was when this was found to be allowed: the row may be another by now.
             entry = change_entry(session, entry, **values)
