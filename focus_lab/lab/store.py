@@ -143,12 +143,12 @@ class Store:
         row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
         known: dict[str, TrialRow] = {}
         if row is None:
-            # As a statement, like the trials below: the unit of work takes longer than the database.
-            row = ExperimentRow(id=uuid.uuid4().hex, name=spec.name, created_at=now())
-            row.spec, row.folder = content, str(folder)
             made = {
-                key: getattr(row, key) for key in ("id", "name", "spec", "folder", "created_at")
-            }
+                "id": uuid.uuid4().hex, "name": spec.name, "created_at": now(), "spec": content,
+                "folder": str(folder),
+            }  # fmt: skip
+            # A statement, as for the trials below: objects take longer than the database.
+            row = ExperimentRow(**made)
             session.execute(sa.insert(ExperimentRow).values(**made))
         else:
             row.spec, row.folder = content, str(folder)
