@@ -81,7 +81,7 @@ def bench_service(
         begun = time.perf_counter()
         ids = _fill(queue, Path(folder), queued)
         filled = time.perf_counter() - begun
-        with _server(url, folder) as (base, pid):
+        with serving(url, folder) as (base, pid):
             rows, events, memory = asyncio.run(
                 _load(base, pid, queue, ids, per_s, listeners, seconds, progress)
             )
@@ -139,7 +139,8 @@ def _fill(queue: Queue, folder: Path, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def _server(url: str, folder: str) -> Iterator[tuple[str, int]]:
+def serving(url: str, folder: str) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own; gives its address and process id."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = Path(folder) / "server.log"
@@ -175,7 +176,7 @@ async def _load(
     limits = httpx2.Limits(max_connections=listeners + 100, max_keepalive_connections=100)
     rows = []
     async with httpx2.AsyncClient(base_url=base, limits=limits, timeout=60.0) as client:
-        memory = [_rss_mb(pid)]
+        memory = [resident_mb(pid)]
         for case in ("list", "detail", "submit"):
             pace = per_s if case == "submit" else min(per_s, 20.0)
             progress(f"{case}: {pace:g} a second for {seconds:g} s …")
@@ -187,10 +188,10 @@ async def _load(
             before = _cpu_s(pid)
             took = await _paced(one, pace, seconds)
             rows.append(_row(case, took, pace, _cpu_s(pid) - before))
-            memory.append(_rss_mb(pid))
+            memory.append(resident_mb(pid))
         progress(f"{listeners} streams …")
         events = await _streams(client, queue, ids, listeners, seconds)
-        memory.append(_rss_mb(pid))
+        memory.append(resident_mb(pid))
     return rows, events, memory
 
 
@@ -313,6 +314,7 @@ def _cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _rss_mb(pid: int) -> float:
+def resident_mb(pid: int) -> float:
+    """Memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
