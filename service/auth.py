@@ -36,6 +36,11 @@ class Principal:
         """As the queue sees it."""
         return Submitter(self.user, self.project)
 
+    def may_change(self, entry: Entry) -> bool:
+        """Whether an experiment is theirs to change, and their token allows it."""
+        owns = entry.user == self.user or self.scope is Scope.ADMIN
+        return owns and self.scope.includes(Scope.SUBMIT)
+
     def check_owns(self, entry: Entry) -> None:
         """See that an experiment is theirs to change.
 

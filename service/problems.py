@@ -84,6 +84,22 @@ TITLES = {
 }
 
 
+def describe(error: ProblemError | FocusLabError | RequestValidationError) -> Problem:
+    """What an error is answered with, in whichever form."""
+    if isinstance(error, ProblemError):
+        return _made(error.status, error.code, error.detail)
+    if isinstance(error, RequestValidationError):
+        errors = [_shape(item) for item in error.errors()]
+        return _made(422, "shape", errors[0], errors)
+    for kind, (status, code) in _KINDS.items():
+        if isinstance(error, kind):
+            errors = list(error.problems) if isinstance(error, SpecError) else []
+            many = f"the spec has {len(errors)} mistakes; see errors"
+            return _made(status, code, many if len(errors) > 1 else str(error), errors)
+    log.error("unexpected", error=str(error), kind=type(error).__name__)
+    return _made(500, "internal", str(error))
+
+
 def problem(
     status: int,
     code: str,
@@ -94,19 +110,25 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """The answer of an error."""
-    content = Problem(
+    return _sent(_made(status, code, detail, errors), request_id, headers)
+
+
+def _made(status: int, code: str, detail: str, errors: list[str] | None = None) -> Problem:
+    return Problem(
         type=f"urn:focus-lab:problem:{code}",
         title=TITLES.get(status, "It did not work"),
         status=status,
         detail=detail,
         code=code,
         errors=errors or [],
-        request_id=request_id,
     )
-    extra = {"Retry-After": "5"} if status in (429, 503) else {}
+
+
+def _sent(found: Problem, request_id: str | None, headers: dict[str, str] | None) -> JSONResponse:
+    extra = {"Retry-After": "5"} if found.status in (429, 503) else {}
     return JSONResponse(
-        content.model_dump(mode="json"),
-        status,
+        found.model_dump(mode="json") | {"request_id": request_id},
+        found.status,
         headers=extra | (headers or {}),
         media_type=MEDIA_TYPE,
     )
@@ -128,28 +150,15 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(ProblemError)
     async def ours(request: Request, error: ProblemError) -> JSONResponse:
-        return problem(
-            error.status, error.code, error.detail, request_id=_id(request), headers=error.headers
-        )
+        return _answer(request, describe(error), error.headers)
 
     @app.exception_handler(FocusLabError)
     async def lab(request: Request, error: FocusLabError) -> JSONResponse:
-        for kind, (status, code) in _KINDS.items():
-            if isinstance(error, kind):
-                errors = list(error.problems) if isinstance(error, SpecError) else []
-                detail = (
-                    f"the spec has {len(errors)} mistakes; see errors"
-                    if len(errors) > 1
-                    else str(error)
-                )
-                return problem(status, code, detail, errors=errors, request_id=_id(request))
-        log.error("unexpected", error=str(error), kind=type(error).__name__)
-        return problem(500, "internal", str(error), request_id=_id(request))
+        return _answer(request, describe(error))
 
     @app.exception_handler(RequestValidationError)
     async def shape(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [_shape(item) for item in error.errors()]
-        return problem(422, "shape", errors[0], errors=errors, request_id=_id(request))
+        return _answer(request, describe(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -159,6 +168,12 @@ def install(app: FastAPI) -> None:
         detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"
         headers = dict(error.headers or {})
         return problem(error.status_code, code, detail, request_id=_id(request), headers=headers)
+
+
+def _answer(
+    request: Request, found: Problem, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    return _sent(found, _id(request), headers)
 
 
 def _shape(item: Any) -> str:

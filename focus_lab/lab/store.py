@@ -300,6 +300,19 @@ class Store:
         with self.database.reading() as session:
             return [_trial(row) for row in session.scalars(query.order_by(TrialRow.position))]
 
+    def trial_counts(self, experiment_ids: Sequence[str]) -> dict[str, dict[TrialState, int]]:
+        """Experiment id -> state -> number of planned trials; absent where there are none."""
+        query = (
+            sa.select(TrialRow.experiment_id, TrialRow.state, sa.func.count())
+            .where(TrialRow.planned, TrialRow.experiment_id.in_(experiment_ids))
+            .group_by(TrialRow.experiment_id, TrialRow.state)
+        )
+        counts: dict[str, dict[TrialState, int]] = {}
+        with self.database.reading() as session:
+            for experiment_id, state, count in session.execute(query):
+                counts.setdefault(experiment_id, {})[TrialState(state)] = count
+        return counts
+
     def move(
         self,
         trial: Trial,

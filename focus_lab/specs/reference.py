@@ -9,6 +9,8 @@ import json
 import sys
 import types
 import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,43 @@ from focus_lab.specs.experiment import ExperimentSpec
 BEGIN, END = "<!-- field reference: begin -->", "<!-- field reference: end -->"
 
 
-def field_reference() -> str:
-    """One Markdown table a model, in the order in which the experiment's spec holds them."""
+@dataclass(frozen=True)
+class Field:
+    """One field of a model; `type` and `default` with Markdown's backticks."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model."""
+
+    path: str
+    """Where the experiment's spec holds it; empty for the spec itself."""
+    meaning: str
+    fields: tuple[Field, ...]
+
+
+def sections() -> list[Section]:
+    """Every model, in the order in which the experiment's spec holds them."""
     seen: dict[type[BaseModel], str] = {}
     _collect(ExperimentSpec, "", seen)
-    sections = []
-    for model, path in seen.items():
-        title = f"`{path}`" if path else "The experiment"
-        sections.append(f"#### {title}\n\n{_first_paragraph(model)}\n\n{_table(model)}")
-    return "\n\n".join(sections) + "\n"
+    return [
+        Section(path, _first_paragraph(model), tuple(_fields(model)))
+        for model, path in seen.items()
+    ]
+
+
+def field_reference() -> str:
+    """One Markdown table a model."""
+    texts = []
+    for section in sections():
+        title = f"`{section.path}`" if section.path else "The experiment"
+        texts.append(f"#### {title}\n\n{section.meaning}\n\n{_table(section)}")
+    return "\n\n".join(texts) + "\n"
 
 
 def write_reference(file: Path) -> None:
@@ -51,14 +81,20 @@ def _collect(model: type[BaseModel], path: str, seen: dict[type[BaseModel], str]
             _collect(found, f"{place} (kind: {kind})" if kind and len(inner) > 1 else place, seen)
 
 
-def _table(model: type[BaseModel]) -> str:
-    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+def _fields(model: type[BaseModel]) -> Iterator[Field]:
     for name, field in model.model_fields.items():
         default = "required" if field.default is PydanticUndefined else _default(field.default)
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = " ".join((field.description or "").split())
         values = typing.get_args(field.annotation) if name == "kind" else ()
         kind = "constant" if len(values) == 1 else _type(field.annotation)
-        rows.append(f"| `{name}` | {kind} | {default} | {text or 'which variant this is'} |")
+        yield Field(name, kind, default, text or "which variant this is")
+
+
+def _table(section: Section) -> str:
+    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
+    for field in section.fields:
+        text = field.meaning.replace("|", "\\|")
+        rows.append(f"| `{field.name}` | {field.type} | {field.default} | {text} |")
     return "\n".join(rows)
 
 
