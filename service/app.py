@@ -21,6 +21,7 @@ from focus_lab.lab.queue.retention import remove_old_checkpoints
 from focus_lab.specs.experiment import ExperimentSpec
 from service import problems
 from service.guard import Guard
+from service.pages import installation
 from service.routes import contents, events, experiments, system
 from service.state import State
 
@@ -77,6 +78,7 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
     problems.install(app)
     for module in (experiments, contents, events, system):
         app.include_router(module.router)
+    installation.install(app)
     system.register(state)
     app.add_middleware(
         Guard,

@@ -9,9 +9,11 @@ from typing import Any
 
 import postgresql as servers
 import pytest
+import scenery as scenes
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from focus_lab.lab.queue.admission import Resources
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import MemoryJobs
 from focus_lab.lab.queue.leadership import Leadership
@@ -119,3 +121,15 @@ def spec(tiny_content: dict[str, Any]) -> Callable[..., dict[str, Any]]:
         return content | {"name": name} | parts
 
     return make
+
+
+@pytest.fixture
+def scenery(
+    state: State,
+    jobs: MemoryJobs,
+    dispatcher: Dispatcher,
+    spec: Callable[..., dict[str, Any]],
+) -> scenes.Scenery:
+    """Plays what drivers and the dispatcher do, on a cluster with GPUs."""
+    jobs.nodes = (Resources(cpus=24, gpus=4), Resources(cpus=24, gpus=4))
+    return scenes.Scenery(state, jobs, dispatcher, spec)

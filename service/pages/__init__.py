@@ -1,0 +1,1 @@
+"""The dashboard: pages for people, rendered here, kept fresh by a little script of our own."""
