@@ -10,6 +10,7 @@ from fastapi.responses import Response
 
 from focus_lab.client import models
 from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment
 from focus_lab.lab.store import Trial as StoredTrial
 from focus_lab.training.folder import SAMPLES
@@ -110,8 +111,11 @@ def _samples(stored: Experiment, trials: list[StoredTrial]) -> list[dict[str, st
     """Trials that have written pictures: the first seed of each cell."""
     found: dict[str, dict[str, str]] = {}
     for trial in trials:
+        # Written at the end; looking for the folders of hundreds of trials takes time.
+        if trial.state is not TrialState.SUCCEEDED or trial.cell in found:
+            continue
         folder = trial_folder(stored, trial) / SAMPLES
-        if trial.cell not in found and (folder / "samples.json").is_file():
+        if (folder / "samples.json").is_file():
             path = folder.relative_to(stored.folder).as_posix()
             found[trial.cell] = {"trial": trial.name, "path": path}
     return list(found.values())

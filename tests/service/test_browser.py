@@ -287,13 +287,21 @@ def test_a_spec_is_judged_while_it_is_written_and_submitted_once(
         await settled(tab)
         assert await tab.run("verdict.textContent") == "keep-ratio: 10 trials of 5 cells"
         text = await tab.run("spec.value")
-        await tab.run(write.format(text.replace("name:", "nmae:", 1) + "\nseed: -1\n"))
+        await tab.run(write.format(text.replace("name:", "names:", 1) + "\nseed: -1\n"))
         await tab.until("document.querySelectorAll('#mistakes li').length >= 2")
         assert await tab.run("document.getElementById('send').disabled") is True
         await tab.run("document.querySelector('#mistakes button').click()")
         assert await tab.run("document.activeElement.id") == "spec"
         await tab.run(write.format(text.replace("keep-ratio", "keep-ratio-again", 1)))
         await tab.until("!document.getElementById('send').disabled")
+        await tab.run("document.getElementById('cost').click()")
+        await tab.until("plan.textContent.includes('GFLOPs')")
+        costs = (
+            "[...plan.querySelectorAll('tbody tr')].map((row) => Number(row.cells[4].textContent))"
+        )
+        found = await tab.run(costs)
+        assert found == sorted(found)
+        assert 0 < found[0] < found[-1]
         await tab.run("document.getElementById('send').click()")
         await tab.until("location.pathname === '/ui/experiments/keep-ratio-again'")
         entry = state.queue.entry("keep-ratio-again")

@@ -212,21 +212,18 @@ def test_what_strangers_write_is_text(client: TestClient, scenery: Scenery) -> N
         assert Page(answer.text).scripts.strip() == ""
 
 
-@pytest.mark.parametrize(
-    ("path", "status"),
-    [
-        ("/ui/experiments/nobody", 404),
-        ("/ui/experiments/NOT-a-name", 422),
-        ("/ui/compare?a=one&b=nobody", 404),
-        ("/ui/submit?from=nobody", 404),
-        ("/ui/nothing", 404),
-    ],
-)
-def test_errors_are_pages_too(client: TestClient, two: Scenery, path: str, status: int) -> None:
-    answer = client.get(path)
-    assert answer.status_code == status
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert 'href="/ui/"' in answer.text
+def test_errors_are_pages_too(client: TestClient, two: Scenery) -> None:
+    for path, status in {
+        "/ui/experiments/nobody": 404,
+        "/ui/experiments/NOT-a-name": 422,
+        "/ui/compare?a=one&b=nobody": 404,
+        "/ui/submit?from=nobody": 404,
+        "/ui/nothing": 404,
+    }.items():
+        answer = client.get(path)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert 'href="/ui/"' in answer.text
 
 
 class TestWithTokens:
@@ -264,18 +261,14 @@ class TestWithTokens:
         done = client.post("/ui/login", data={"token": secret}, follow_redirects=False)
         assert "Secure" in done.headers["set-cookie"]
 
-    @pytest.mark.parametrize(
-        "wanted",
-        ["https://evil.example/", "//evil.example", "/ui/\\evil", "/ui/\nx", "javascript:1", "/x"],
-    )
-    def test_a_login_leads_nowhere_else(
-        self, client: TestClient, token: Headers, wanted: str
-    ) -> None:
+    def test_a_login_leads_nowhere_else(self, client: TestClient, token: Headers) -> None:
         secret = token("ann")["Authorization"].removeprefix("Bearer ")
-        done = client.post(
-            "/ui/login", data={"token": secret, "next": wanted}, follow_redirects=False
-        )
-        assert done.headers["location"] == "/ui/"
+        for wanted in (
+            "https://evil.example/", "//evil.example", "/ui/\\evil", "/ui/\nx", "data:,1", "/x",
+        ):  # fmt: skip
+            sent = {"token": secret, "next": wanted}
+            done = client.post("/ui/login", data=sent, follow_redirects=False)
+            assert done.headers["location"] == "/ui/"
 
     def test_a_wrong_token_is_said_and_not_shown(self, client: TestClient) -> None:
         answer = client.post("/ui/login", data={"token": HOSTILE})

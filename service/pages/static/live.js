@@ -152,6 +152,8 @@ class Stream {
     const id = block.match(/^id: ?(.+)$/m);
     if (!id) return;
     this.after = id[1];
+    const kind = block.match(/^event: ?(.+)$/m)?.[1];
+    document.dispatchEvent(new CustomEvent("happened", { detail: kind }));
     freshen();
     clearTimeout(settling);
     settling = setTimeout(freshen, SETTLED_MS);

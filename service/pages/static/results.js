@@ -2,15 +2,16 @@
 
 import { ask } from "./api.js";
 import { drawCurves, drawFront, swatch } from "./chart.js";
+import { significant } from "./numbers.js";
 
 const LOSS = "loss/total";
 const SLOTS = 8;
 
 const COLUMNS = [
-  ["coco/AP50", "AP50", 3], ["tokens/kept_share", "tokens kept", 3],
-  ["tokens/foreground_recall", "foreground recall", 3], ["cost/gflops", "GFLOPs", 3],
-  ["cost/encoder_gflops", "encoder GFLOPs", 3], ["cost/latency_ms", "latency, ms", 1],
-  ["cost/params", "parameters", 0],
+  ["coco/AP50", "AP50"], ["tokens/kept_share", "tokens kept"],
+  ["tokens/foreground_recall", "foreground recall"], ["cost/gflops", "GFLOPs"],
+  ["cost/encoder_gflops", "encoder GFLOPs"], ["cost/latency_ms", "latency, ms"],
+  ["cost/params", "parameters"],
 ];
 
 /** A result section: sides are [{api, name, trials: {id: {cell, seed}}}]. */
@@ -155,14 +156,14 @@ export class Results {
   }
 
   byCell(means) {
-    const columns = [[this.quality, this.quality.replace("coco/", ""), 3], ...COLUMNS]
+    const columns = [[this.quality, this.quality.replace("coco/", "")], ...COLUMNS]
       .filter(([name], n, all) => all.findIndex((other) => other[0] === name) === n)
       .filter(([name]) => means.some((mean) => mean.values[name]));
     return [
       ["Cell", "seeds", ...columns.map((column) => column[1])],
       means.map((mean) => [
         mean.cell, String(mean.seeds),
-        ...columns.map(([name, , digits]) => shown(mean.values[name], digits, name === this.quality)),
+        ...columns.map(([name]) => shown(name, mean.values[name], name === this.quality)),
       ]),
     ];
   }
@@ -177,9 +178,9 @@ export class Results {
         const [left, right] = [of(cell, 0, this.quality), of(cell, 1, this.quality)];
         const difference = left && right ? average(right) - average(left) : null;
         return [
-          cell, shown(left, 3, true), shown(right, 3, true),
+          cell, shown(this.quality, left, true), shown(this.quality, right, true),
           difference === null ? "–" : `${difference < 0 ? "−" : "+"}${Math.abs(difference).toFixed(3)}`,
-          shown(of(cell, 0, this.cost), 3), shown(of(cell, 1, this.cost), 3),
+          shown(this.cost, of(cell, 0, this.cost)), shown(this.cost, of(cell, 1, this.cost)),
         ];
       }),
     ];
@@ -197,12 +198,13 @@ function average(values) {
   return values.reduce((sum, value) => sum + value, 0) / values.length;
 }
 
-function shown(values, digits, spread = false) {
+/** The mean; with the spread the least and the most of the seeds. */
+function shown(name, values, spread = false) {
   if (!values?.length) return "–";
-  const mean = average(values);
-  const text = digits ? mean.toFixed(digits) : Math.round(mean).toLocaleString("en");
-  if (!spread || values.length < 2) return text;
-  return `${text} (${Math.min(...values).toFixed(digits)} to ${Math.max(...values).toFixed(digits)})`;
+  // Shares and AP lie between 0 and 1: decimals are aligned. Costs are of any size.
+  const text = (value) => (/^(coco|tokens)\//.test(name) ? value.toFixed(3) : significant(value));
+  if (!spread || values.length < 2) return text(average(values));
+  return `${text(average(values))} (${text(Math.min(...values))} to ${text(Math.max(...values))})`;
 }
 
 function cellOf(kind, text, number, scope) {

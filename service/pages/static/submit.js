@@ -1,6 +1,7 @@
 // A spec is looked at while it is written: every mistake with its line, or the plan.
 
 import { Problem, ask } from "./api.js";
+import { significant } from "./numbers.js";
 
 const PAUSE_MS = 450;
 
@@ -92,13 +93,13 @@ function showPlan(plan) {
   const rows = table.createTBody();
   for (const cell of plan.cells) {
     const row = rows.insertRow();
-    const cost = (name, digits) => {
+    const cost = (name) => {
       const value = cell.cost?.[`cost/${name}`];
-      return value === undefined ? "–" : digits ? value.toFixed(digits) : Math.round(value).toLocaleString("en");
+      return value === undefined ? "–" : significant(value);
     };
     add(row, "th", cell.name + (cell.baseline ? " (baseline)" : ""), false, "row");
     const values = [String(cell.trials), String(cell.keep_ratio), cell.mean_keep_ratio.toFixed(3)];
-    if (costs) values.push(cost("gflops", 3), cost("encoder_gflops", 3), cost("params", 0));
+    if (costs) values.push(cost("gflops"), cost("encoder_gflops"), cost("params"));
     values.forEach((value) => add(row, "td", value, true));
     const overrides = Object.entries(cell.overrides).map(([path, value]) => `${path}: ${JSON.stringify(value)}`);
     add(row, "td", overrides.join(", ") || "none", false);
