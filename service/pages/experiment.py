@@ -20,6 +20,7 @@ from service.pages.history import Histories, Mark
 from service.pages.offers import offers
 from service.pages.site import PageRoute, Site, site_of
 from service.pages.submission import as_text
+from service.routes.contents import REPORTS
 from service.routes.experiments import Id
 from service.state import State, state_of
 
@@ -28,7 +29,7 @@ router = APIRouter(route_class=PageRoute)
 Lab = Annotated[State, Depends(state_of)]
 Pages = Annotated[Site, Depends(site_of)]
 
-_REPORTS = {"html": "report", "md": "Markdown", "csv": "CSV", "tex": "LaTeX", "json": "JSON"}
+_FORMS = {"html": "report", "md": "Markdown", "csv": "CSV", "tex": "LaTeX", "json": "JSON"}
 _POLL_S = 4
 """How often a page looks at steps within an epoch: nobody writes events of them."""
 
@@ -61,7 +62,11 @@ def show(experiment: Id, request: Request, state: Lab, site: Pages, principal: R
         may_move=principal.may_change(entry) and not entry.state.is_terminal,
         rows=rows,
         done=sum(row.trial.state == "SUCCEEDED" for row in rows),
-        reports=_REPORTS if detail.report_ready else {},
+        reports={
+            form: label
+            for form, label in _FORMS.items()
+            if (stored.folder / "report" / REPORTS[form]).is_file()
+        },
         history=history,
         samples=_samples(stored, trials),
         names=trial_names(rows),

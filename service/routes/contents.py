@@ -29,7 +29,7 @@ router = APIRouter(tags=["contents"], responses=declared(401, 403, 404, 422, 429
 
 Lab = Annotated[State, Depends(state_of)]
 
-_REPORTS = {
+REPORTS = {
     "html": "report.html",
     "md": "report.md",
     "json": "report.json",
@@ -37,6 +37,7 @@ _REPORTS = {
     "csv": "tables/cells.csv",
     "tex": "tables/ablation.tex",
 }
+"""Form of a report -> file in an experiment's folder `report`."""
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
 _ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
@@ -109,7 +110,7 @@ def report(
     chosen = form or (
         "json" if "application/json" in accept else "md" if "text/markdown" in accept else "html"
     )
-    file = stored.folder / "report" / _REPORTS[chosen]
+    file = stored.folder / "report" / REPORTS[chosen]
     if not file.is_file():
         raise ProblemError(
             404, "no-report",

@@ -27,6 +27,7 @@ from focus_lab.lab.tables import AttemptRow, QueueRow
 from focus_lab.lab.trial_log import LOGS
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
+from service.routes.contents import REPORTS
 from service.state import State
 
 RATIO = "model.token_selection.keep_ratio"
@@ -83,6 +84,7 @@ class Scenery:
         self._tell(entry, trial, TrialState.RUNNING, 0)
         for epoch in range(1, epochs + 1):
             ap, loss = self._numbers(ratio, trial.seed, epoch)
+            ap *= 4.4 / (4 + 0.1 * trial.spec["training"]["batch_size"])
             tracker.log_epoch(
                 run, epoch, {"coco/AP": ap, "loss/total": loss, "coco/AP50": ap * 1.4}
             )
@@ -129,12 +131,11 @@ class Scenery:
     def write_files(self, name: str) -> None:
         """A report, a log and pictures."""
         stored = self.state.queue.store.experiment(self.entries[name].id)
-        (stored.folder / "report").mkdir(parents=True)
-        for ending, text in (
-            ("html", "<!doctype html><title>Report</title>"), ("md", "# Report"), ("csv", "a,b"),
-            ("tex", "%"), ("json", "{}"),
-        ):  # fmt: skip
-            (stored.folder / "report" / f"report.{ending}").write_text(text)
+        for form, file in REPORTS.items():
+            path = stored.folder / "report" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            title = f"<!doctype html><title>Report of {name}</title>"
+            path.write_text(title if form == "html" else "{}")
         random = np.random.default_rng(0)
         for trial in self.trials(name):
             folder = trial_folder(stored, trial)

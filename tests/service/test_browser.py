@@ -74,6 +74,12 @@ def address(app: FastAPI, state: State) -> Iterator[str]:
     listening.close()
 
 
+async def keep(tab: browsers.Tab, name: str) -> None:
+    """Leave a picture, where they are wanted."""
+    if folder := os.environ.get("FOCUS_LAB_PICTURES"):
+        await tab.picture(Path(folder) / f"{name}.png")
+
+
 def use(play: Use) -> None:
     """Play with a new tab."""
 
@@ -97,8 +103,6 @@ async def settled(tab: browsers.Tab) -> None:
 def test_every_page_is_sound_and_usable_at_every_size_in_light_and_dark(
     scene: Scenery, address: str
 ) -> None:
-    pictures = os.environ.get("FOCUS_LAB_PICTURES")
-
     async def play(tab: browsers.Tab) -> None:
         for name, path in PAGES.items():
             for width, height in SIZES:
@@ -119,9 +123,7 @@ def test_every_page_is_sound_and_usable_at_every_size_in_light_and_dark(
                             "document.getElementById('log-show').click()"
                         )
                         await tab.until("document.getElementById('log-text').textContent.length")
-                    if pictures:
-                        file = f"{name}-{width}-{'dark' if dark else 'light'}.png"
-                        await tab.picture(Path(pictures) / file)
+                    await keep(tab, f"{name}-{width}-{'dark' if dark else 'light'}")
                     found = await tab.run(AUDIT)
                     assert found == [], where
                     assert await tab.run("document.documentElement.scrollWidth") <= width, where
@@ -259,9 +261,9 @@ def test_several_are_cancelled_and_a_priority_is_changed(
         await settled(tab)
         await tab.run("document.querySelector('[data-name=cascade-7][data-patch]').click()")
         await tab.until("ask.open")
+        await keep(tab, "dialog-priority")
         await tab.run("document.getElementById('ask-priority').value = 42")
         await tab.run("document.getElementById('ask-yes').click()")
-        await tab.until("document.querySelector('[data-name=cascade-7]').dataset.priority || true")
         await tab.until("!ask.open")
         assert state.queue.entry("cascade-7").priority == 42
         for name in ("cascade-5", "cascade-6"):
@@ -269,6 +271,8 @@ def test_several_are_cancelled_and_a_priority_is_changed(
         await tab.run("document.getElementById('bulk-cancel').click()")
         await tab.until("ask.open")
         assert "Cancel 2 experiments?" in await tab.run("ask.textContent")
+        await keep(tab, "dialog")
+        assert await tab.run(AUDIT) == []
         await tab.run("document.getElementById('ask-yes').click()")
         await tab.until("!document.querySelector('[data-pick][data-name=cascade-5]')")
         assert {state.queue.entry(f"cascade-{n}").state.value for n in (5, 6)} == {"CANCELLED"}
@@ -290,6 +294,8 @@ def test_a_spec_is_judged_while_it_is_written_and_submitted_once(
         await tab.run(write.format(text.replace("name:", "names:", 1) + "\nseed: -1\n"))
         await tab.until("document.querySelectorAll('#mistakes li').length >= 2")
         assert await tab.run("document.getElementById('send').disabled") is True
+        await keep(tab, "mistakes")
+        assert await tab.run(AUDIT) == []
         await tab.run("document.querySelector('#mistakes button').click()")
         assert await tab.run("document.activeElement.id") == "spec"
         await tab.run(write.format(text.replace("keep-ratio", "keep-ratio-again", 1)))
@@ -326,8 +332,7 @@ class TestWithTokens:
             assert await tab.run("location.pathname + location.search") == (
                 "/ui/login?next=%2Fui%2Fsystem"
             )
-            if pictures := os.environ.get("FOCUS_LAB_PICTURES"):
-                await tab.picture(Path(pictures) / "login-390-light.png")
+            await keep(tab, "login-390")
             assert await tab.run(AUDIT) == []
             tab.loaded.clear()
             await tab.run(f"token.value = {token!r}; document.forms[0].requestSubmit()")

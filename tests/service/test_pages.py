@@ -186,6 +186,15 @@ def test_an_experiment_shows_its_trials_and_its_history(client: TestClient, two:
     assert f'data-after="{events[-1].cursor}"' in text
 
 
+def test_only_the_reports_that_there_are_are_offered(client: TestClient, two: Scenery) -> None:
+    assert "report?format" not in page_of(client, "/ui/experiments/one").text
+    folder = two.state.home / "one" / "report"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<!doctype html><title>Report</title>")
+    found = page_of(client, "/ui/experiments/one").text
+    assert re.findall(r"report\?format=(\w+)", found) == ["html"]
+
+
 def test_what_strangers_write_is_text(client: TestClient, scenery: Scenery) -> None:
     cells = {"cells": {"named": {RATIO: 0.3}}}
     scenery.submit("one", "ann", "fish", description=HOSTILE, sweep=cells)
