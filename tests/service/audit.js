@@ -66,6 +66,18 @@
     if (scrolls && box.tabIndex < 0 && !within) say("scrolls, and no key reaches it", box);
   }
 
+  for (const cell of document.querySelectorAll("td, th")) {
+    const text = cell.innerText.trim();
+    if (!text || !seen(cell) || cell.querySelector(".visually-hidden")) continue;
+    // Heads of tables that are cards here: for screen readers only.
+    if (getComputedStyle(cell.closest("thead, tbody")).clipPath !== "none") continue;
+    if (cell.scrollWidth > cell.clientWidth + 1) say("a text runs out of its cell", cell);
+    const style = getComputedStyle(cell);
+    const room = cell.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    const longest = Math.max(...text.split(/\s+/).map((word) => word.length));
+    if (room < Math.min(5, longest) * 6) say("a cell too narrow for its text", cell);
+  }
+
   // Contrast (WCAG 2.2): 4.5, or 3 for large text.
   const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
   const colour = (text) => {

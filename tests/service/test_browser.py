@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(browsers.chromium() is None, reason="there is no Chromium"),
 ]
 
-SIZES = ((1440, 900), (390, 844))
+SIZES = ((1440, 900), (1120, 800), (820, 1180), (390, 844))
 AUDIT = (Path(__file__).parent / "audit.js").read_text(encoding="utf-8")
 
 PAGES = {
@@ -106,7 +106,8 @@ def test_every_page_is_sound_and_usable_at_every_size_in_light_and_dark(
     async def play(tab: browsers.Tab) -> None:
         for name, path in PAGES.items():
             for width, height in SIZES:
-                for dark in (False, True):
+                # Colours do not depend on the size.
+                for dark in (False, True) if width in (1440, 390) else (False,):
                     where = f"{name} at {width} px, {'dark' if dark else 'light'}"
                     await tab.look(width, height, dark=dark)
                     await asyncio.to_thread(scene.dispatcher.round)
@@ -150,6 +151,14 @@ def test_the_audit_finds_what_is_wrong(scene: Scenery, address: str) -> None:
         "tab order": "<a href='#main' tabindex='3'>x</a>",
         "no key reaches it": "<div class='scroll'><p class='wide'>x</p></div>",
         "too small": "<button class='tiny'>x</button>",
+        "runs out of its cell": (
+            "<table><caption>x</caption><thead><tr><th scope='col'>x</th></tr></thead><tbody><tr>"
+            "<th scope='row' class='narrow'><i class='whole'>verylongname</i></th></tr></table>"
+        ),
+        "too narrow": (
+            "<table><caption>x</caption><thead><tr><th scope='col'>x</th></tr></thead><tbody><tr>"
+            "<th scope='row' class='narrow'>verylongname</th></tr></table>"
+        ),
         "names nothing": "<p aria-describedby='nobody'>x</p>",
     }
 
@@ -164,6 +173,8 @@ def test_the_audit_finds_what_is_wrong(scene: Scenery, address: str) -> None:
                 "wrong.querySelectorAll(name).forEach((node) => change(node.style));"
                 "part('.wrong', (style) => { style.color = '#aaa'; });"
                 "part('.wide', (style) => { style.width = '9000px'; style.maxWidth = 'none'; });"
+                "part('.narrow', (style) => { style.display = 'block'; style.width = '20px'; });"
+                "part('.whole', (style) => { style.overflowWrap = 'normal'; });"
                 "part('.tiny', (style) => { style.minHeight = style.height = '10px'; });"
             )
             found = await tab.run(AUDIT)

@@ -75,7 +75,7 @@ async function look(cost = false) {
     const list = error instanceof Problem ? (error.errors.length ? error.errors : [error.message]) : [];
     showMistakes(list);
     say(list.length ? `${list.length} mistake${list.length === 1 ? "" : "s"}` : error.message, true);
-    counter.disabled = false;
+    counter.disabled = !cost;
   }
 }
 
