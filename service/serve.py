@@ -97,11 +97,15 @@ def dispatch(settings: Settings, stop: threading.Event) -> None:
 
 
 def make_dispatcher(queue: Queue, jobs: RayJobs) -> Dispatcher:
-    """A dispatcher with a name of its own."""
+    """A dispatcher that the audit trail calls by its machine's name."""
     owner = new_owner()
     leadership = Leadership(queue.store.database, owner)
     return Dispatcher(
-        queue, jobs, leadership, owner, lambda text: log.warning("dispatcher", text=text)
+        queue,
+        jobs,
+        leadership,
+        f"dispatcher on {socket.gethostname()}",
+        lambda text: log.warning("dispatcher", text=text),
     )
 
 
