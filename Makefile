@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := focus_lab tests csrc setup.py
+SOURCES := focus_lab service tests csrc setup.py
 OP := focus_lab/ops/focus_lab_ops.so
 CSRC := $(shell find csrc -type f -not -name '*.pyc')
 # Two processes already halve the time; more only load torch more often.
