@@ -18,9 +18,10 @@ from focus_lab.lab.executor import Executor
 from focus_lab.lab.lease import Lease
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
+from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.results import collect
 from focus_lab.lab.states import TrialState
-from focus_lab.lab.store import Experiment, Store
+from focus_lab.lab.store import Experiment, LeaseHeldError, Store
 from focus_lab.lab.tracking import MissingRunError, Tracker
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
@@ -28,6 +29,8 @@ from focus_lab.training.folder import make_folder
 
 if TYPE_CHECKING:
     from focus_lab.analysis.records import ExperimentRecord
+
+_OF_THE_QUEUE = frozenset(state for state in QueueState if not state.is_terminal)
 
 
 class Lab:
@@ -63,11 +66,16 @@ class Lab:
             leased: whether the caller holds the experiment's lease.
 
         Raises:
-            LeaseHeldError: another process carries it out; nothing was changed.
+            LeaseHeldError: another process, or a service, carries it out; nothing was changed.
             KeyboardInterrupt: a person interrupted; nothing is lost.
         """
         folder = make_folder(self.home / spec.name)
         opened = self.store.open(spec, folder)
+        if not leased and (state := self.store.queue_state(opened.id)) in _OF_THE_QUEUE:
+            raise LeaseHeldError(
+                f"experiment {spec.name}: belongs to a service's queue, got {state.lower()}; "
+                "cancel it there first, give this one another name, or use --server"
+            )
         with contextlib.nullcontext() if leased else Lease(self.store, opened.id):
             experiment = self.store.record(spec, plan, folder, cells)
             patience = Patience(note=progress.note)

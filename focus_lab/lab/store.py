@@ -14,8 +14,9 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.database import Database, now, rows, storable, utc
+from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.states import TRANSITIONS, TrialState
-from focus_lab.lab.tables import ExperimentRow, TrialRow
+from focus_lab.lab.tables import ExperimentRow, QueueRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 
@@ -227,6 +228,13 @@ class Store:
                 .where(ExperimentRow.id == experiment_id)
                 .values(tracking_id=tracking_id)
             )
+
+    def queue_state(self, experiment_id: str) -> QueueState | None:
+        """Where the experiment is in a service's queue; None when it was never submitted to one."""
+        query = sa.select(QueueRow.state).where(QueueRow.experiment_id == experiment_id)
+        with self.database.reading() as session:
+            state = session.scalar(query)
+        return None if state is None else QueueState(state)
 
     # Leases
 

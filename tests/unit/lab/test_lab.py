@@ -13,6 +13,8 @@ from rich.console import Console
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
 from focus_lab.lab.lab import Lab, _is_users, artifact_root, embedded_tracking_uri
 from focus_lab.lab.progress import PlainProgress
+from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.states import Action
 from focus_lab.lab.store import LeaseHeldError, Store
 from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.specs.experiment import ExperimentSpec
@@ -87,6 +89,18 @@ def test_cells_may_be_run_one_by_one(lab: Lab, spec: ExperimentSpec) -> None:
         trial["metrics"]["cost/latency_ms"] for trial in lab.result(lab.record("tiny"))["trials"]
     ]
     assert len(measured) == 2
+
+
+def test_what_waits_in_a_queue_is_not_taken_out_of_its_hands(
+    lab: Lab, spec: ExperimentSpec
+) -> None:
+    queue = Queue(lab.store)
+    entry, _ = queue.submit(spec, plan(spec), lab.home / "tiny", Submitter("ann"))
+    with pytest.raises(LeaseHeldError, match="belongs to a service's queue, got queued; cancel it"):
+        sweep(lab, spec)
+    queue.act(entry.id, Action.CANCEL, "ann")
+    sweep(lab, spec)
+    assert lab.page("tiny").is_file()
 
 
 def test_while_another_process_runs_it_nothing_is_changed(
