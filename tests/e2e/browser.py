@@ -25,7 +25,7 @@ _FLAGS = (
     "--disable-extensions", "--disable-dev-shm-usage", "--hide-scrollbars",
     "--remote-debugging-port=0",
 )  # fmt: skip
-_WAIT_S = 30
+_WAIT_S = 60.0
 
 
 def chromium() -> str | None:
@@ -75,7 +75,7 @@ class Tab:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def until(self, condition: str) -> None:
+    async def until(self, condition: str, seconds: float = _WAIT_S) -> None:
         """Wait until a script's expression is true, on whichever page the tab is by then."""
 
         async def look() -> None:
@@ -87,7 +87,7 @@ class Tab:
                 await asyncio.sleep(0.03)
 
         try:
-            await asyncio.wait_for(look(), _WAIT_S)
+            await asyncio.wait_for(look(), seconds)
         except TimeoutError:
             raise AssertionError(f"never true: {condition}") from None
 
