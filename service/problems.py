@@ -165,7 +165,7 @@ def install(app: FastAPI) -> None:
         code = {404: "no-such-page", 405: "method-not-allowed", 413: "too-large"}.get(
             error.status_code, f"http-{error.status_code}"
         )
-        detail = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+        detail = f"{request.method} {request.url.path}: {error.detail}; see /openapi.json"
         headers = dict(error.headers or {})
         return problem(error.status_code, code, detail, request_id=_id(request), headers=headers)
 
