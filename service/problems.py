@@ -110,6 +110,8 @@ def problem(
     headers: dict[str, str] | None = None,
 ) -> JSONResponse:
     """The answer of an error."""
+    # Sentences quote what was sent, which may be half a character.
+    detail = _whole(detail)
     return _sent(_made(status, code, detail, errors), request_id, headers)
 
 
@@ -120,7 +122,7 @@ def _made(status: int, code: str, detail: str, errors: list[str] | None = None) 
         status=status,
         detail=detail,
         code=code,
-        errors=errors or [],
+        errors=[_whole(error) for error in errors or []],
     )
 
 
@@ -132,6 +134,10 @@ def _sent(found: Problem, request_id: str | None, headers: dict[str, str] | None
         headers=extra | (headers or {}),
         media_type=MEDIA_TYPE,
     )
+
+
+def _whole(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def declared(*statuses: int) -> dict[int | str, dict[str, Any]]:

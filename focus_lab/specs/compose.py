@@ -7,6 +7,7 @@ paths, no interpolation, no expressions.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,14 @@ def parse_untrusted(text: str, name: str) -> Document:
         if depth > _DEEPEST:
             raise SpecError(f"{name}: is too deep for a spec; nest it less") from None
     document = parse(text, name)
+    try:
+        json.dumps(document.content, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(
+            f"{name}: has half a character, got {ascii(error.object[error.start])}; write it whole"
+        ) from None
+    except ValueError:
+        raise SpecError(f"{name}: has a number too long to be written; shorten it") from None
     if EXTENDS in document.content:
         raise SpecError(
             f"{document.locate((EXTENDS,))}: extends: files of the sender are not known here; send "

@@ -156,6 +156,8 @@ def test_a_text_that_only_looks_like_a_decimal_stays_a_text() -> None:
         ("a: " + "9" * 5000, "is not usable YAML"),
         ("a: 1\na: 2", "stands twice"),
         ("- 1", "a spec is a mapping, got a sequence"),
+        (r'{"a": {"\ud800\udc00": 1}}', r"has half a character, got '\ud800'; write it whole"),
+        (r'{"a": "\ud800"}', "has half a character"),
     ],
 )
 def test_a_text_of_a_stranger_that_is_no_small_plain_mapping_is_refused(
