@@ -187,7 +187,7 @@ def parse_untrusted(text: str, name: str) -> Document:
         json.dumps(document.content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
         raise SpecError(
-            f"{name}: has half a character, got {ascii(error.object[error.start])}; write it whole"
+            f"{name}: has half a character, got {error.object[error.start]!a}; write it whole"
         ) from None
     except ValueError:
         raise SpecError(f"{name}: has a number too long to be written; shorten it") from None
