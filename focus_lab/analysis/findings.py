@@ -35,6 +35,7 @@ def find(comparison: Comparison) -> Findings:
         *_knee(comparison),
         *_cheapest(comparison),
         *_foreground(comparison),
+        *_read(comparison),
         *unfinished,
     )
     return Findings(answer, certainty(comparison))
@@ -169,6 +170,19 @@ def _foreground(comparison: Comparison) -> list[str]:
             f"{q.ratio_of_tokens(smallest.record.keep_ratio)} ({phrases.name(smallest)})"
         )
     return [f"{text}."]
+
+
+def _read(comparison: Comparison) -> list[str]:
+    """Which cells are one training, read at several keep ratios."""
+    groups: dict[str, list[CellSummary]] = {}
+    for cell in comparison.measured:
+        if cell.record.read_from is not None:
+            groups.setdefault(cell.record.read_from, []).append(cell)
+    return [
+        f"{phrases.names(cells)} are the weights of one training a seed ({q.printable(trained)}), "
+        "read at several keep ratios: cells that were each trained at their own ratio may differ."
+        for trained, cells in groups.items()
+    ]
 
 
 def _unfinished(comparison: Comparison) -> list[str]:

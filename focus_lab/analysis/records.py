@@ -18,6 +18,8 @@ class CellRecord:
     """Share of tokens that the first encoder layer may refine (rho)."""
     mean_keep_ratio: float
     """Mean over the layers: keep_ratio x mean(cascade), the number that the paper prints."""
+    read_from: str | None = None
+    """The cell that was trained, when this one is its weights at another keep ratio."""
 
 
 @dataclass(frozen=True)

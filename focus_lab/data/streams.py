@@ -28,6 +28,8 @@ class Stream(IntEnum):
     """Noise of the denoising queries: (step, 0)."""
     DROPOUT = 7
     """What a worker drops: (step, rank)."""
+    KEEP_RATIO = 8
+    """The smaller keep ratio of an elastic training: (step, 0)."""
 
 
 def generator(stream: Stream, first: int, second: int, seed: int) -> np.random.Generator:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,14 @@ from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
 from focus_lab.lab.tracking import Curves, MissingRunError, Tracker
+from focus_lab.specs.compose import override
+from focus_lab.specs.metrics import reading
 from focus_lab.specs.model import TokenSelection
+from focus_lab.specs.plan import readings
 from focus_lab.training.folder import MANIFEST, SAMPLES
+
+_RATIO = "model.token_selection.keep_ratio"
+_ELASTIC = "training.elastic."
 
 
 def collect(experiment: Experiment, store: Store, tracker: Tracker) -> ExperimentRecord:
@@ -29,17 +37,16 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
             except MissingRunError as error:
                 message = message or str(error)
         samples = trial_folder(experiment, trial) / SAMPLES
-        records.append(
-            TrialRecord(
-                id=trial.id,
-                cell=trial.cell,
-                seed=trial.seed,
-                state=trial.state.value,
-                message=message,
-                curves=curves,
-                samples=samples if (samples / "samples.json").is_file() else None,
-            )
+        record = TrialRecord(
+            id=trial.id,
+            cell=trial.cell,
+            seed=trial.seed,
+            state=trial.state.value,
+            message=message,
+            curves=curves,
+            samples=samples if (samples / "samples.json").is_file() else None,
         )
+        records += _readings(record, trial)
     return ExperimentRecord(
         name=experiment.name,
         description=str(experiment.spec.get("description", "")),
@@ -52,23 +59,66 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
     )
 
 
+def _readings(record: TrialRecord, trial: Trial) -> list[TrialRecord]:
+    """What stands for a trial in the report: itself, or each keep ratio that it was read at."""
+    ratios = _ratios_read(trial.spec)
+    trained = trial.spec["model"]["token_selection"]["keep_ratio"]
+    found = []
+    for name, ratio in readings(trial.cell, ratios).items():
+        prefix = reading(ratio)
+        if ratio == trained:
+            curves = {n: points for n, points in record.curves.items() if not n.startswith("at_")}
+            found.append(replace(record, cell=name, curves=curves))
+            continue
+        # Training is that of all readings; latency and pictures are of the trained ratio alone.
+        curves = {
+            n: points
+            for n, points in record.curves.items()
+            if not n.startswith(("at_", "coco/", "cost/", "tokens/"))
+        } | {
+            n.removeprefix(prefix): points
+            for n, points in record.curves.items()
+            if n.startswith(prefix)
+        }
+        found.append(replace(record, cell=name, curves=curves, samples=None))
+    return found or [record]
+
+
+def _ratios_read(spec: dict[str, Any]) -> list[float]:
+    ratios: list[float] = spec["training"].get("elastic", {}).get("evaluate_at", [])
+    return ratios
+
+
 def _cells(experiment: Experiment, trials: list[Trial]) -> tuple[CellRecord, ...]:
     baseline = experiment.spec.get("sweep", {}).get("baseline")
     base = {part: experiment.spec[part] for part in ("model", "data", "training")}
     cells: dict[str, CellRecord] = {}
     for trial in trials:
-        if trial.cell in cells:
-            continue
-        selection = TokenSelection.model_validate(trial.spec["model"]["token_selection"])
-        same = all(trial.spec[part] == base[part] for part in base)
-        cells[trial.cell] = CellRecord(
-            name=trial.cell,
-            overrides=trial.overrides,
-            is_baseline=trial.cell == baseline if baseline else same,
-            keep_ratio=selection.keep_ratio,
-            mean_keep_ratio=selection.mean_keep_ratio,
-        )
+        for name, spec, overrides in _designed(trial):
+            selection = TokenSelection.model_validate(spec["model"]["token_selection"])
+            same = all(spec[part] == base[part] for part in base)
+            cells[name] = CellRecord(
+                name=name,
+                overrides=overrides,
+                is_baseline=name == baseline if baseline else same,
+                keep_ratio=selection.keep_ratio,
+                mean_keep_ratio=selection.mean_keep_ratio,
+                read_from=None if name == trial.cell else trial.cell,
+            )
     return tuple(cells.values())
+
+
+def _designed(trial: Trial) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """(name, spec, overrides) of the cells of the design that a trial answers for."""
+    ratios = _ratios_read(trial.spec)
+    if not ratios:
+        yield trial.cell, trial.spec, trial.overrides
+    for name, ratio in readings(trial.cell, ratios).items():
+        spec = override(trial.spec, _RATIO, ratio)
+        elastic = {**spec["training"]["elastic"], "evaluate_at": []}
+        spec = override(spec, "training.elastic", elastic)
+        others = {path: v for path, v in trial.overrides.items() if not path.startswith(_ELASTIC)}
+        yield name, spec, others | {_RATIO: ratio}
 
 
 def _manifest(experiment: Experiment, trials: list[Trial]) -> dict[str, Any]:

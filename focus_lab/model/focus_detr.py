@@ -6,8 +6,9 @@ all levels, Q queries, P denoising slots, C classes, d width.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -137,13 +138,41 @@ class FocusDETR(nn.Module):
         Returns:
             See `ModelOutput`.
         """
-        canvas = (images.shape[-2], images.shape[-1])
-        images = images.contiguous(memory_format=self.memory_format)
-        maps = self.neck(self.backbone(images))
-        masked = self.training or self.mask_padding_in_evaluation
-        levels = FeatureLevels.measure(maps, canvas, sizes if masked else None)
-        sizes = (canvas,) * len(images) if sizes is None else sizes
+        maps, levels = self.pyramid(images, sizes)
+        sizes = (_canvas(images),) * len(images) if sizes is None else sizes
         return self.detect(maps, levels, sizes, targets, share, image_ids)
+
+    def pyramid(
+        self, images: Tensor, sizes: Sequence[tuple[int, int]] | None
+    ) -> tuple[list[Tensor], FeatureLevels]:
+        """Everything before the token selector: feature levels [B, d, h, w] each, and their shapes.
+
+        Args:
+            images: as in `forward`.
+            sizes: as in `forward`.
+        """
+        images = images.contiguous(memory_format=self.memory_format)
+        maps: list[Tensor] = self.neck(self.backbone(images))
+        masked = self.training or self.mask_padding_in_evaluation
+        return maps, FeatureLevels.measure(maps, _canvas(images), sizes if masked else None)
+
+    @contextlib.contextmanager
+    def keeping(self, keep_ratio: float) -> Iterator[None]:
+        """Within the context the encoder keeps another share of the tokens; weights stay.
+
+        Args:
+            keep_ratio: rho, in (0, 1].
+
+        Raises:
+            ValueError: the scoring is dense, so that no tokens are chosen.
+        """
+        if self.token_selector is None:
+            raise ValueError("keep_ratio: dense scoring keeps all tokens; choose another scoring")
+        own, self.token_selector.keep_ratio = self.token_selector.keep_ratio, keep_ratio
+        try:
+            yield
+        finally:
+            self.token_selector.keep_ratio = own
 
     def detect(
         self,
@@ -385,6 +414,11 @@ def build_backbone(spec: BackboneSpec, *, load: bool = True) -> Backbone:
         )
     features.freeze(spec.frozen_stages, spec.freeze_norm)
     return features
+
+
+def _canvas(images: Tensor) -> tuple[int, int]:
+    """Height and width of the padded images."""
+    return (images.shape[-2], images.shape[-1])
 
 
 def _class_head(width: int, num_classes: int, prior: float) -> nn.Linear:

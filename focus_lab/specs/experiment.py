@@ -12,7 +12,7 @@ from focus_lab.specs.base import FromList, NonNegativeInt, PositiveInt, Spec, fi
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.metrics import is_metric, suggestion
 from focus_lab.specs.model import ModelSpec
-from focus_lab.specs.training import ComputeSpec, TrainingSpec
+from focus_lab.specs.training import ComputeSpec, ElasticTraining, TrainingSpec
 
 
 class TrialSpec(Spec):
@@ -32,6 +32,12 @@ class TrialSpec(Spec):
     @model_validator(mode="after")
     def _batch_divides(self) -> TrialSpec:
         _check_division(self.training, self.compute)
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_fits_the_model(self) -> TrialSpec:
+        if self.training.elastic.enabled:
+            _check_elastic(self.training.elastic, self.model)
         return self
 
     @property
@@ -64,6 +70,38 @@ def _check_division(training: TrainingSpec, compute: ComputeSpec) -> None:
             "compute.gpus_per_worker: workers of one trial cannot share a GPU, "
             f"got {compute.gpus_per_worker:g} for {compute.workers} workers; set it to 1"
         )
+
+
+def _check_elastic(elastic: ElasticTraining, model: ModelSpec) -> None:
+    selection = model.token_selection
+    problems = []
+    if selection.scoring.kind == "dense":
+        problems.append(
+            "training.elastic.enabled: dense scoring has no keep ratio, got true; set it to false "
+            "or choose another model.token_selection.scoring"
+        )
+    if not elastic.least_keep_ratio < selection.keep_ratio:
+        problems.append(
+            "training.elastic.least_keep_ratio: must be below model.token_selection.keep_ratio, "
+            f"got {elastic.least_keep_ratio}; the model keeps {selection.keep_ratio}"
+        )
+    outside = [
+        ratio
+        for ratio in elastic.evaluate_at
+        if not elastic.least_keep_ratio <= ratio <= selection.keep_ratio
+    ]
+    if outside:
+        problems.append(
+            f"training.elastic.evaluate_at: these ratios are not trained for, got {outside}; "
+            f"allowed are {elastic.least_keep_ratio} to {selection.keep_ratio}"
+        )
+    if elastic.distillation_weight and not model.denoising.enabled:
+        problems.append(
+            "training.elastic.distillation_weight: without denoising queries there is nothing to "
+            f"compare, got {elastic.distillation_weight:g}; set it to 0 or enable model.denoising"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 class GridSearch(Spec):
@@ -153,6 +191,12 @@ class ExperimentSpec(Spec):
     @model_validator(mode="after")
     def _batch_divides(self) -> ExperimentSpec:
         _check_division(self.training, self.compute)
+        return self
+
+    @model_validator(mode="after")
+    def _elastic_fits_the_model(self) -> ExperimentSpec:
+        if self.training.elastic.enabled:
+            _check_elastic(self.training.elastic, self.model)
         return self
 
     @property

@@ -49,8 +49,17 @@ _FAMILIES = re.compile(
 """Metrics that depend on the classes, the layers, the losses, the machines of a trial."""
 
 
+def reading(ratio: float) -> str:
+    """What stands before a metric that was read at another keep ratio than the trained one.
+
+    `at_0.1/coco/AP` is the AP of an elastic training's weights at keep ratio 0.1.
+    """
+    return f"at_{ratio}/"
+
+
 def is_metric(name: str) -> bool:
     """Whether a trial can have a metric of this name."""
+    name = re.sub(r"^at_[0-9.e-]+/(?=(coco|cost|tokens)/)", "", name)
     return name in METRICS or _FAMILIES.fullmatch(name) is not None
 
 

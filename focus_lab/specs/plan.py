@@ -16,10 +16,14 @@ from focus_lab.specs.experiment import ExperimentSpec, RandomSearch, TrialSpec
 from focus_lab.specs.explain import Locate, validate_as
 
 BASELINE = "baseline"
+ELASTIC = "elastic"
+"""Name of a cell that stands for a whole axis over the keep ratio."""
 MOST_TRIALS = 10_000
 """Of an experiment."""
 
 _TRIAL_PARTS = ("model", "data", "training")
+_RATIO = "model.token_selection.keep_ratio"
+_READ = "training.elastic.evaluate_at"
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,18 @@ class Plan:
 
 def num_trials(spec: ExperimentSpec) -> int:
     """How many trials the design asks for, equal ones counted twice; without expanding it."""
-    sweep = spec.sweep
-    points = len(sweep.cells) + (1 if sweep.cells or not sweep.axes else 0)
+    sweep, (axes, read) = spec.sweep, _trained_axes(spec)
+    points = len(sweep.cells) + (1 if (sweep.cells or not sweep.axes) and not read else 0)
     if sweep.axes:
-        points += (
-            sweep.search.samples
-            if isinstance(sweep.search, RandomSearch)
-            else math.prod(len(values) for values in sweep.axes.values())
-        )
+        size = math.prod(len(values) for values in axes.values())
+        search = sweep.search
+        points += min(search.samples, size) if isinstance(search, RandomSearch) else size
     return points * len(sweep.seeds)
+
+
+def readings(cell: str, ratios: Sequence[float]) -> dict[str, float]:
+    """Name -> keep ratio of what is read from a cell that was trained for several ratios."""
+    return {f"{cell}@{ratio}": ratio for ratio in ratios}
 
 
 def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
@@ -125,6 +132,7 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
         )
     base = spec.base.model_dump(mode="json", exclude={"seed"})
     base_print = spec.base.fingerprint
+    base_ratio = spec.model.token_selection.keep_ratio
     problems: list[str] = []
     cells: list[Cell] = []
     names_by_print: dict[str, str] = {}
@@ -153,19 +161,24 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
             )
             continue
         names_by_print[mark] = name
+        if _READ in overrides and base_ratio in overrides[_READ]:
+            # What was read from it at the base's ratio is the base.
+            others = {path: v for path, v in overrides.items() if path not in (_RATIO, _READ)}
+            mark = _effective(base, others).fingerprint
         cells.append(Cell(name, overrides, effective, mark == base_print))
     baseline = spec.sweep.baseline
-    if baseline is not None and baseline not in names_by_print.values() and not problems:
+    by_name = {name: cell.name for cell in cells for name in _names(cell)}
+    if baseline is not None and baseline not in by_name and not problems:
         where = locate(("sweep", "baseline"))
         prefix = f"{where}: " if where else ""
-        names = ", ".join(cell.name for cell in cells)
+        names = ", ".join(by_name)
         problems.append(
             f"{prefix}sweep.baseline: no such cell, got {baseline!r}; cells are {names}"
         )
     if problems:
         raise SpecError(*problems)
     if baseline is not None:
-        cells = [replace(cell, is_baseline=cell.name == baseline) for cell in cells]
+        cells = [replace(cell, is_baseline=cell.name == by_name[baseline]) for cell in cells]
     trials = tuple(
         PlannedTrial(cell.name, cell.overrides, cell.spec.model_copy(update={"seed": seed}))
         for seed in spec.sweep.seeds
@@ -176,25 +189,46 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
 
 def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
     """(name, overrides, path in the spec) of every cell."""
-    sweep = spec.sweep
-    if sweep.cells or not sweep.axes:
+    sweep, (axes, read) = spec.sweep, _trained_axes(spec)
+    # What is read from an elastic cell stands for the base.
+    if (sweep.cells or not sweep.axes) and not read:
         yield BASELINE, {}, ("sweep", "cells")
     for name, overrides in sweep.cells.items():
         yield name, overrides, ("sweep", "cells", name)
     if sweep.axes:
-        labels = _axis_labels(list(sweep.axes))
-        combinations: Iterable[tuple[Any, ...]] = itertools.product(*sweep.axes.values())
+        labels = _axis_labels(list(axes))
+        combinations: Iterable[tuple[Any, ...]] = itertools.product(*axes.values())
         if isinstance(sweep.search, RandomSearch):
             drawn = random.Random(sweep.search.seed)
-            size = math.prod(len(values) for values in sweep.axes.values())
+            size = math.prod(len(values) for values in axes.values())
             combinations = [
-                _combination(sweep.axes, number)
-                for number in drawn.sample(range(size), sweep.search.samples)
+                _combination(axes, number)
+                for number in drawn.sample(range(size), min(size, sweep.search.samples))
             ]
         for values in combinations:
-            overrides = dict(zip(sweep.axes, values, strict=True))
+            overrides = dict(zip(axes, values, strict=True))
             name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())
-            yield name, overrides, ("sweep", "axes")
+            yield name or ELASTIC, overrides | read, ("sweep", "axes")
+
+
+def _trained_axes(spec: ExperimentSpec) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+    """Axes whose points are trained one by one, and what all of these points are given.
+
+    An elastic training answers for every keep ratio: an axis over it is read from each training.
+    """
+    axes = dict(spec.sweep.axes)
+    ratios = axes.get(_RATIO, ())
+    numbers = [r for r in ratios if isinstance(r, int | float) and not isinstance(r, bool)]
+    if not spec.training.elastic.enabled or not ratios or len(numbers) < len(ratios):
+        return axes, {}
+    del axes[_RATIO]
+    return axes, {_RATIO: max(numbers), _READ: [float(ratio) for ratio in numbers]}
+
+
+def _names(cell: Cell) -> list[str]:
+    """Names that a cell has in the report."""
+    elastic = cell.spec.training.elastic
+    return list(readings(cell.name, elastic.evaluate_at)) or [cell.name]
 
 
 def _combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, ...]:
@@ -208,7 +242,7 @@ def _combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, .
 
 def _axis_labels(paths: list[str]) -> dict[str, str]:
     """The shortest ends of the paths that tell them apart."""
-    for length in range(1, max(len(path.split(".")) for path in paths) + 1):
+    for length in range(1, max((len(path.split(".")) for path in paths), default=1) + 1):
         labels = {path: ".".join(path.split(".")[-length:]) for path in paths}
         if len(set(labels.values())) == len(paths):
             break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from focus_lab.specs.base import (
     FromList,
@@ -14,6 +14,7 @@ from focus_lab.specs.base import (
     PositiveInt,
     Ratio,
     Spec,
+    added,
 )
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -80,6 +81,33 @@ class ExponentialAverage(Spec):
     """The decay rises as decay x (1 - exp(-step / warmup_steps)); 0 uses it from the start."""
 
 
+class ElasticTraining(Spec):
+    """One training for every keep ratio of a range.
+
+    Each step learns at the largest ratio, which is `model.token_selection.keep_ratio`, and at a
+    smaller one that is drawn.
+    """
+
+    enabled: bool = False
+    """Whether a step has a second, smaller ratio. An axis over the keep ratio is then read from one
+    training instead of one a ratio."""
+    least_keep_ratio: Ratio = 0.1
+    """Smallest ratio that is drawn; below the model's own."""
+    distillation_weight: NonNegativeFloat = 1.0
+    """Weight of the distance between how the two passes repair denoising queries; the losses of the
+    two passes count half each."""
+    evaluate_at: Annotated[tuple[Ratio, ...], FromList] = ()
+    """Ratios of the range at which the trained weights are evaluated in the end, each a reading of
+    the report. An axis over the keep ratio fills them in."""
+
+    @field_validator("evaluate_at")
+    @classmethod
+    def _ratios_differ(cls, ratios: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(ratios)) < len(ratios):
+            raise ValueError(f"each ratio may stand once, got {list(ratios)}")
+        return ratios
+
+
 class TrainingSpec(Spec):
     """The recipe; released values as defaults (12 epochs)."""
 
@@ -97,6 +125,8 @@ class TrainingSpec(Spec):
     """Autocast type of forward and loss; fp16 scales the loss."""
     ema: ExponentialAverage = ExponentialAverage()
     """Averaged weights."""
+    elastic: ElasticTraining = added(ElasticTraining())
+    """One training for every keep ratio."""
     evaluate_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     evaluation_batch_size: PositiveInt = 1

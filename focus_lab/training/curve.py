@@ -63,7 +63,8 @@ def evaluate_checkpoint(
     rows = []
     for ratio in ratios:
         on_ratio(ratio)
-        changed = with_overrides(document, [f"{_RATIO}={ratio}"])
+        # What an elastic training wants of the ratio matters no more.
+        changed = with_overrides(document, [f"{_RATIO}={ratio}", "training.elastic.enabled=false"])
         saved.spec = validate_as(TrialSpec, changed.content, changed.locate).model_dump(mode="json")
         model = load_model(saved, device)
         loader = build_eval_loader(

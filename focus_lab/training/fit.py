@@ -21,6 +21,7 @@ from focus_lab.model.weight_files import weights_digest
 from focus_lab.ops import library_state
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
+from focus_lab.specs.metrics import reading
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.average import WeightAverage
 from focus_lab.training.breakdown import FILE as BREAKDOWN
@@ -130,6 +131,10 @@ def fit(
         if storage and (folder / MANIFEST).is_file():
             storage.send(folder / MANIFEST, MANIFEST)
         costs = _costs(model, val_set, spec)
+        for ratio in _other_ratios(spec):
+            with model.keeping(ratio):
+                found = _costs(model, val_set, spec)
+            costs |= {reading(ratio) + name: value for name, value in found.items()}
     trial = _Trial(
         spec,
         model,
@@ -148,7 +153,7 @@ def fit(
     load = MachineLoad(workers, device)
     while trial.progress.epoch < spec.training.epochs:
         metrics = trial.run_epoch() | costs | load.measure()
-        _check_kept(spec, metrics)
+        _check_kept(spec, metrics, spec.model.token_selection.keep_ratio)
         epoch = trial.progress.epoch
         trial.history.append((epoch, metrics))
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
@@ -263,9 +268,31 @@ class _Trial:
                     # Before the last checkpoint: whoever goes on from that evaluates no more.
                     breakdown=self.samples if last else None,
                 )
+            if last:
+                metrics |= self._readings()
             if last and self.storage and self.workers.first:
                 self.storage.send(self.samples / BREAKDOWN, f"{SAMPLES}/{BREAKDOWN}")
         metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
+        return metrics
+
+    def _readings(self) -> Metrics:
+        """AP and tokens at the other keep ratios that an elastic training answers for."""
+        metrics: Metrics = {}
+        for ratio in _other_ratios(self.spec):
+            with self.evaluated_weights(), self.model.keeping(ratio):
+                found = evaluate(
+                    self.model,
+                    self.spec.model,
+                    self.eval_loader,
+                    self.val_set,
+                    self.device,
+                    AUTOCAST[self.spec.training.precision],
+                    self.spec.compute.evaluator,
+                    self.workers,
+                )
+            _check_kept(self.spec, found, ratio)
+            found["tokens/keep_ratio"] = ratio
+            metrics |= {reading(ratio) + name: value for name, value in found.items()}
         return metrics
 
     def evaluated_weights(self) -> _Swapped:
@@ -358,6 +385,12 @@ class _Swapped:
             self._model.load_state_dict(self._kept)
 
 
+def _other_ratios(spec: TrialSpec) -> list[float]:
+    """Keep ratios beside its own that a trial is evaluated at."""
+    trained = spec.model.token_selection.keep_ratio
+    return [ratio for ratio in spec.training.elastic.evaluate_at if ratio != trained]
+
+
 def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
     """The swept parameter must have reached the model."""
     wanted = spec.model.token_selection
@@ -374,14 +407,13 @@ def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
         )
 
 
-def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
-    """The first layer must have kept what the cell says, as counted while evaluating."""
+def _check_kept(spec: TrialSpec, metrics: Metrics, wanted: float) -> None:
+    """The first layer must have kept the wanted ratio, as counted while evaluating."""
     selection = spec.model.token_selection
     # What ratios by level come to depends on how many tokens each level of an image has.
     if "tokens/kept_layer_0" not in metrics or selection.level_keep_ratios is not None:
         return
     kept, total = metrics["tokens/kept_layer_0"], metrics["tokens/total"]
-    wanted = selection.keep_ratio
     # An image may keep trunc(valid x ratio) + 1, and the layer takes its share of what the image
     # that may keep most does.
     least, most = wanted * spec.model.layer_shares[0] * total, wanted * total
@@ -389,7 +421,7 @@ def _check_kept(spec: TrialSpec, metrics: Metrics) -> None:
     if not least - slack <= kept <= most + slack:
         raise EffectiveSpecError(
             f"model.token_selection.keep_ratio: the encoder kept {kept:.1f} of {total:.1f} tokens "
-            f"an image, got a ratio of {kept / total:.3f}; the cell says {wanted}"
+            f"an image, got a ratio of {kept / total:.3f}; asked for is {wanted}"
         )
 
 

@@ -16,9 +16,12 @@ from focus_lab.data.streams import Stream, stream_seed
 from focus_lab.errors import NonFiniteLossError
 from focus_lab.model.criterion import Criterion
 from focus_lab.model.denoising import BatchShare
+from focus_lab.model.distillation import distillation_loss
 from focus_lab.model.focus_detr import FocusDETR
+from focus_lab.model.output import ModelOutput
 from focus_lab.specs.training import TrainingSpec
 from focus_lab.training.average import WeightAverage
+from focus_lab.training.elastic import ElasticDetector, drawn_keep_ratio
 from focus_lab.training.optimization import LearningRate
 from focus_lab.training.reporter import Metrics
 from focus_lab.training.workers import ALONE, Workers
@@ -84,7 +87,8 @@ class TrainingLoop:
         self.model = model
         self.workers = workers
         self.accumulation = spec.accumulation * parts
-        self.wrapped = workers.wrap(model)
+        self.elastic = spec.elastic if spec.elastic.enabled else None
+        self.wrapped = workers.wrap(ElasticDetector(model) if self.elastic else model)
         self.seed = seed
         self.criterion = criterion
         self.optimizer = optimizer
@@ -178,6 +182,7 @@ class TrainingLoop:
         batch = batch.on_canvas(max(e[2] for e in everybodys), max(e[3] for e in everybodys))
         boxes, most = sum(e[0] for e in everybodys), max(e[1] for e in everybodys)
         before = sum(e[0] for e in everybodys[:rank])
+        smaller = self._smaller_keep_ratio(step)
         self.workers.goes_on("computing gradients")
         numbers: dict[str, float] = {}
         parts = batch.split(self.accumulation)
@@ -185,7 +190,7 @@ class TrainingLoop:
             share = BatchShare(before, boxes, most, noise)
             before += sum(len(target["labels"]) for target in part.targets)
             with contextlib.nullcontext() if number == len(parts) else self._unsynchronised():
-                losses = self._backward(part, share, progress)
+                losses = self._backward(part, share, progress, smaller)
             for name, value in losses.items():
                 numbers[name] = numbers.get(name, 0.0) + value
         numbers["train/grad_norm"] = self._optimizer_step(batch, progress)
@@ -199,13 +204,52 @@ class TrainingLoop:
             return self.wrapped.no_sync()
         return contextlib.nullcontext()
 
-    def _backward(self, part: Batch, share: BatchShare, progress: Progress) -> dict[str, float]:
+    def _smaller_keep_ratio(self, step: int) -> float | None:
+        """The second ratio of an elastic step; None when the training is not elastic."""
+        selector = self.model.token_selector
+        if self.elastic is None or selector is None:
+            return None
+        least = self.elastic.least_keep_ratio
+        return drawn_keep_ratio(least, selector.keep_ratio, step, self.seed)
+
+    def _backward(
+        self, part: Batch, share: BatchShare, progress: Progress, smaller: float | None
+    ) -> dict[str, float]:
         """Add the gradient of a part; returns its losses, which sum up to those of the batch."""
         part = part.to(self.device)
+        given = (part.images, part.sizes, part.targets, share, part.image_ids)
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            output = self.wrapped(part.images, part.sizes, part.targets, share, part.image_ids)
+            output = self.wrapped(*given) if smaller is None else self.wrapped(*given, smaller)
+        if self.elastic is None:
+            losses = self._losses(output, part, share, progress)
+            total = self.criterion.total(losses)
+        else:
+            largest, small = output
+            losses = self._losses(largest, part, share, progress)
+            losses_of_smaller = self._losses(small, part, share, progress)
+            counts = [len(target["labels"]) for target in part.targets]
+            distillation = distillation_loss(largest, small, counts, share.boxes)
+            total_of_smaller = self.criterion.total(losses_of_smaller)
+            # A mean, so that learning rate and clipping mean what they do with one ratio.
+            total = (self.criterion.total(losses) + total_of_smaller) / 2
+            total = total + self.elastic.distillation_weight * distillation
+            losses |= {"loss_smaller": total_of_smaller, "loss_distillation": distillation}
+        # One transfer for everything that is logged, and for the check.
+        names = ["loss/total", *(f"loss/{name.removeprefix('loss_')}" for name in losses)]
+        values = torch.stack([total.detach(), *(loss.detach() for loss in losses.values())])
+        numbers = dict(zip(names, values.double().tolist(), strict=True))
+        if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
+            raise self._not_finite(", ".join(bad), part, progress)
+        # Gradients are means over workers, losses are shares of a sum.
+        torch.autograd.backward(self.scaler.scale(total * self.workers.size))
+        return numbers
+
+    def _losses(
+        self, output: ModelOutput, part: Batch, share: BatchShare, progress: Progress
+    ) -> dict[str, torch.Tensor]:
+        """Losses of a part, as shares of those of the whole batch."""
         try:
             # Class and box losses are divided by the boxes of the whole batch: parts add up.
             losses = self.criterion(output, part.targets, part.sizes, num_boxes=share.boxes)
@@ -216,16 +260,7 @@ class TrainingLoop:
             losses["loss_foreground"] = losses["loss_foreground"] * (
                 len(part) / self.spec.batch_size
             )
-        total = self.criterion.total(losses)
-        # One transfer for everything that is logged, and for the check.
-        names = ["loss/total", *(f"loss/{name.removeprefix('loss_')}" for name in losses)]
-        values = torch.stack([total.detach(), *(loss.detach() for loss in losses.values())])
-        numbers = dict(zip(names, values.double().tolist(), strict=True))
-        if bad := [name for name, number in numbers.items() if not math.isfinite(number)]:
-            raise self._not_finite(", ".join(bad), part, progress)
-        # Gradients are means over workers, losses are shares of a sum.
-        torch.autograd.backward(self.scaler.scale(total * self.workers.size))
-        return numbers
+        return losses
 
     def _optimizer_step(self, batch: Batch, progress: Progress) -> float:
         """Change the weights; returns the norm of the gradient before clipping."""

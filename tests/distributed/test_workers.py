@@ -115,6 +115,24 @@ def test_two_workers_score_tokens_as_one_does(
         assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
+def test_two_workers_train_elastically_as_one_does(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    spec = tiny_trial(
+        data={"num_train": 4, "num_val": 5, "objects": [0, 3]},
+        training={
+            "epochs": 3,
+            "evaluation_batch_size": 2,
+            "elastic": {"enabled": True, "evaluate_at": [0.2, 0.5]},
+        },
+    )
+    one = comparable(fit(spec, MemoryReporter(), tmp_path / "one").history)
+    results = train(spec, tmp_path / "two", 2)
+    two = comparable(results[0]["history"])
+    assert comparable(results[1]["history"]) == two, "workers disagree"
+    assert one[-1][1]["loss/distillation"] > 0
+    for (_, mine), (_, theirs) in zip(one, two, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
 def test_images_of_many_sizes_are_padded_as_in_one_batch(spec: TrialSpec, tmp_path: Path) -> None:
     spec = spec.model_copy(
         update={

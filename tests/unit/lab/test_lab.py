@@ -77,6 +77,37 @@ def test_a_sweep_ends_in_a_report_and_its_repetition_trains_nothing(
     assert (lab.home / "tiny" / "latency.json").read_text() == latency
 
 
+def test_an_elastic_training_is_reported_at_every_ratio_of_its_axis(
+    lab: Lab, tiny_experiment: MakeExperiment
+) -> None:
+    spec = tiny_experiment(
+        training={"epochs": 1, "elastic": {"enabled": True}},
+        data={"image_size": [64, 64]},
+        sweep={"axes": {RATIO: [0.1, 0.2, 0.5]}, "seeds": [0, 1]},
+    )
+    executor = Counting()
+    sweep(lab, spec, executor)
+    assert executor.names == ["elastic-seed0", "elastic-seed1"]
+    record = lab.record("tiny")
+    assert [(cell.name, cell.keep_ratio, cell.is_baseline) for cell in record.cells] == [
+        ("elastic@0.1", 0.1, False),
+        ("elastic@0.2", 0.2, False),
+        ("elastic@0.5", 0.5, True),
+    ]
+    assert {cell.read_from for cell in record.cells} == {"elastic"}
+    costs = []
+    for cell in record.cells:
+        trials = record.trials_of(cell.name)
+        assert [trial.seed for trial in trials] == [0, 1]
+        assert all(trial.final("coco/AP") is not None for trial in trials)
+        assert not any(name.startswith("at_") for trial in trials for name in trial.curves)
+        costs.append((trials[0].final("cost/gflops"), trials[0].final("tokens/kept")))
+    assert costs == sorted(costs)
+    assert costs[0] < costs[-1]
+    page = lab.page("tiny").read_text()
+    assert "are the weights of one training a seed (elastic)" in page
+
+
 def test_cells_may_be_run_one_by_one(lab: Lab, spec: ExperimentSpec) -> None:
     first, second = Counting(), Counting()
     sweep(lab, spec, first, cells=("keep_ratio=0.5",))

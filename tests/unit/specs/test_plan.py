@@ -190,3 +190,45 @@ def test_random_search_draws_what_it_drew_from_the_whole_list() -> None:
     search = {"kind": "random", "samples": 6, "seed": 7}
     cells = plan(experiment(axes=axes, search=search)).cells
     assert [tuple(cell.overrides.values()) for cell in cells if cell.overrides] == drawn
+
+
+ELASTIC = {"elastic": {"enabled": True}}
+
+
+def elastic(**sweep: Any) -> ExperimentSpec:
+    return ExperimentSpec.model_validate(
+        {"name": "test", "data": {"kind": "shapes"}, "training": ELASTIC, "sweep": sweep}
+    )
+
+
+def test_an_elastic_training_stands_for_the_whole_axis_of_keep_ratios() -> None:
+    spec = elastic(axes={RATIO: [0.1, 0.4, 0.2], "training.epochs": [2, 3]}, seeds=[0, 1])
+    made = plan(spec)
+    assert [cell.name for cell in made.cells] == ["epochs=2", "epochs=3"]
+    assert num_trials(spec) == len(made.trials) == 4
+    assert [t.spec.model.token_selection.keep_ratio for t in made.trials] == [0.4] * 4
+    assert made.trials[0].spec.training.elastic.evaluate_at == (0.1, 0.4, 0.2)
+
+
+def test_what_is_read_from_an_elastic_cell_stands_for_the_base() -> None:
+    alone = {"training.elastic.enabled": False, RATIO: 0.1}
+    made = plan(elastic(axes={RATIO: [0.1, 0.5]}, cells={"alone": alone}))
+    assert [(cell.name, cell.is_baseline) for cell in made.cells] == [
+        ("alone", False),
+        ("elastic", True),
+    ]
+    assert not plan(elastic(axes={RATIO: [0.1, 0.4]})).cells[0].is_baseline
+
+
+def test_the_baseline_may_be_something_that_is_read() -> None:
+    made = plan(elastic(axes={RATIO: [0.1, 0.5]}, baseline="elastic@0.1"))
+    assert made.baseline == made.cells[0]
+    with pytest.raises(
+        SpecError, match=r"no such cell, got 'elastic@0\.3'; cells are elastic@0\.1"
+    ):
+        plan(elastic(axes={RATIO: [0.1, 0.5]}, baseline="elastic@0.3"))
+
+
+def test_ratios_outside_the_trained_range_are_refused() -> None:
+    with pytest.raises(SpecError, match=r"evaluate_at: these ratios are not trained for"):
+        plan(elastic(axes={RATIO: [0.05, 0.5]}))

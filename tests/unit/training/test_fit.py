@@ -363,10 +363,10 @@ def test_a_selector_that_keeps_other_tokens_than_its_cell_says_is_found(
 ) -> None:
     metrics = {"tokens/kept_layer_0": kept, "tokens/total": 100.0}
     if fits:
-        training_fit._check_kept(tiny_trial(), metrics)
+        training_fit._check_kept(tiny_trial(), metrics, 0.5)
     else:
         with pytest.raises(EffectiveSpecError, match=r"kept 60\.0 of 100\.0 tokens"):
-            training_fit._check_kept(tiny_trial(), metrics)
+            training_fit._check_kept(tiny_trial(), metrics, 0.5)
 
 
 def test_a_trial_does_not_go_on_with_other_images(tiny_trial: MakeTrial, tmp_path: Path) -> None:
