@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from focus_lab.lab.early_stopping import Rungs, rungs_of
 from focus_lab.lab.executor import Executor, TrialJob
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress, TrialProgress
 from focus_lab.lab.recorder import Recorder
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Store, Trial
-from focus_lab.lab.tracking import Tracker
+from focus_lab.lab.tracking import Curves, MissingRunError, Tracker
+from focus_lab.training.folder import STOPPED
 
 
 def trial_folder(experiment: Experiment, trial: Trial) -> Path:
@@ -70,12 +73,18 @@ class Driver:
         tracking_id = patience(lambda: self._tracker.ensure_experiment(experiment))
         patience(lambda: self._store.set_tracking_id(experiment.id, tracking_id))
         reconciled = [t for t in patience(lambda: self._reconciled(experiment)) if only(t)]
+        rungs = rungs_of(experiment.spec)
         listener = Recorder(
-            self._store, self._tracker, self._progress, self._on_last_start, patience
+            self._store, self._tracker, self._progress, self._on_last_start, patience, rungs
         )
         jobs = []
         for trial in reconciled:
             shown = _shown(experiment, trial)
+            if rungs is None and trial.state is TrialState.PENDING:
+                # Of an earlier sweep, which stopped trials early; this one does not.
+                (shown.folder / STOPPED).unlink(missing_ok=True)
+            elif rungs is not None and trial.tracking_run_id:
+                patience(partial(self._tell_rungs, rungs, trial, shown.epochs))
             self._progress.trials[trial.id] = shown
             if trial.state is not TrialState.PENDING:
                 continue
@@ -88,6 +97,18 @@ class Driver:
                 self._executor.run(jobs, listener)
         finally:
             listener.put_back()
+
+    def _tell_rungs(self, rungs: Rungs, trial: Trial, epochs: int) -> None:
+        """Tell the rungs what the tracker knows of a trial from earlier calls."""
+        curves: Curves = {}
+        with contextlib.suppress(MissingRunError):
+            curves = self._tracker.curves(trial.tracking_run_id or "")
+        by_epoch: dict[int, dict[str, float]] = {}
+        for name, points in curves.items():
+            for epoch, value in points:
+                by_epoch.setdefault(epoch, {})[name] = value
+        for epoch in sorted(by_epoch):
+            rungs.tell(trial.id, epoch, by_epoch[epoch], epochs)
 
     def _reconciled(self, experiment: Experiment) -> list[Trial]:
         """The planned trials; with the lease in hand, one that runs is one whose driver died."""

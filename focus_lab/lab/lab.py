@@ -20,11 +20,13 @@ from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.results import collect
+from focus_lab.lab.search import next_points, points_of, told
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, LeaseHeldError, Store
 from focus_lab.lab.tracking import MissingRunError, Tracker
-from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.experiment import ExperimentSpec, OptunaSearch
 from focus_lab.specs.plan import Plan
+from focus_lab.specs.plan import plan as make_plan
 from focus_lab.training.folder import make_folder
 
 if TYPE_CHECKING:
@@ -77,13 +79,37 @@ class Lab:
                 "cancel it there first, give this one another name, or use --server"
             )
         with contextlib.nullcontext() if leased else Lease(self.store, opened.id):
-            experiment = self.store.record(spec, plan, folder, cells)
             patience = Patience(note=progress.note)
             driver = Driver(self.store, self.tracker, executor, progress, _load_ahead, patience)
-            driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+            begun: Plan | None = patience(lambda: self._as_far_as_searched(spec, plan))
+            while begun is not None:
+                experiment = self.store.record(spec, begun, folder, cells)
+                driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+                begun = None if cells else patience(lambda: self._next_plan(spec))
             patience(lambda: self._measure_latency(experiment))
             patience(lambda: self.report(experiment.name))
             return patience(lambda: self.store.experiment(spec.name))
+
+    def _as_far_as_searched(self, spec: ExperimentSpec, plan: Plan) -> Plan:
+        """The plan with the points that an interrupted search had chosen already."""
+        known = self._points(spec)
+        return make_plan(spec, points=list(known)) if known else plan
+
+    def _next_plan(self, spec: ExperimentSpec) -> Plan | None:
+        """The plan with the next batch of a search; None when there is none."""
+        known = self._points(spec)
+        if not known:
+            return None
+        chosen = next_points(spec, told(spec, known, self.record(spec.name)))
+        return make_plan(spec, points=[*known, *chosen]) if chosen else None
+
+    def _points(self, spec: ExperimentSpec) -> dict[int, str]:
+        """Point -> cell of what a search has chosen so far; empty without a search."""
+        if not isinstance(spec.sweep.search, OptunaSearch):
+            return {}
+        trials = self.store.trials(self.store.experiment(spec.name).id, planned_only=False)
+        known = points_of(spec, trials)
+        return dict(list(known.items())[: spec.sweep.search.samples])
 
     def record(self, name: str) -> ExperimentRecord:
         """An experiment's results as they stand."""

@@ -53,9 +53,10 @@ def launch(
         # One after the other: Alembic, which MLflow uses as well, is not safe among threads.
         done = _done(spec, home, store)
         opened = pool.submit(_open, checked, stack, home, store, tracking)
+        # Whoever starts it: a search may have more to carry out than its plan begins with.
+        stack.callback(executor.stop)
         if any(trial.fingerprint not in done for trial in plan.trials):
             # Ray wants the main thread, for its signal handlers.
-            stack.callback(executor.stop)
             executor.start()
         digests = checked.result()
         for trial in plan.trials:

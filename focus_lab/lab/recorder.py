@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from focus_lab.errors import StoreError, TrackerError, TrackerUnreachableError, UserError
+from focus_lab.lab.early_stopping import Rungs
 from focus_lab.lab.failure import Failure
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import StaleTrialError, Store, Trial
 from focus_lab.lab.tracking import Tracker
-from focus_lab.training.folder import MANIFEST, SAMPLES, storage_url
+from focus_lab.training.folder import MANIFEST, SAMPLES, STOPPED, storage_url
 
 _TRACKER_PAUSE_S = 60.0
 
@@ -34,6 +35,7 @@ class Recorder:
         progress: shown meanwhile.
         on_last_start: called in a thread of its own when no trial waits any more.
         patience: with store and tracker.
+        rungs: decide which trials stop early; None lets all run to their end.
     """
 
     def __init__(
@@ -43,7 +45,9 @@ class Recorder:
         progress: Progress,
         on_last_start: Callable[[], None],
         patience: Patience,
+        rungs: Rungs | None = None,
     ) -> None:
+        self._rungs = rungs
         self._store, self._tracker, self._progress = store, tracker, progress
         self._patience = patience
         self._ask_tracker_at = 0.0
@@ -79,7 +83,9 @@ class Recorder:
         self.started(trial_id)
 
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
-        """Log the epoch."""
+        """Log the epoch, and stop the trial with it if it is one of the weak."""
+        # First: what is decided now is not decided again after the death of this process.
+        self._stop_early(trial_id, epoch, metrics)
         run_id = _run_id(self._trials[trial_id])
         self._track(lambda: self._tracker.log_epoch(run_id, epoch, metrics))
         shown = self._progress.trials[trial_id]
@@ -92,6 +98,13 @@ class Recorder:
         shown.loss = metrics.get("loss/total", shown.loss)
         shown.ap = metrics.get("coco/AP", shown.ap)
         self._progress.changed(shown, f"epoch {epoch}/{shown.epochs}")
+
+    def _stop_early(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
+        if self._rungs is None:
+            return
+        shown = self._progress.trials[trial_id]
+        if self._rungs.tell(trial_id, epoch, metrics, shown.epochs):
+            (shown.folder / STOPPED).write_text(f"early, after epoch {epoch}\n")
 
     def _note_reference_operators(self, trial_id: str) -> None:
         """Say once that a worker has no compiled operators: it is much slower for it."""
@@ -117,10 +130,11 @@ class Recorder:
         self._ask_tracker_at = 0.0
         self._move(trial, TrialState.SUCCEEDED)
         shown.state, shown.ended_at = TrialState.SUCCEEDED.value, time.monotonic()
-        shown.epoch = shown.epochs
+        shown.epoch = history[-1][0] if history else shown.epochs
         if history:
             shown.ap = history[-1][1].get("coco/AP")
-        self._progress.changed(shown, "done")
+        early = shown.epoch < shown.epochs
+        self._progress.changed(shown, f"stopped early, epoch {shown.epoch}" if early else "done")
 
     def failed(self, trial_id: str, failure: Failure) -> None:
         """Record why.

@@ -45,6 +45,8 @@ class Trial:
     fingerprint: str
     cell: str
     seed: int
+    position: int
+    """Its place in the newest plan that has it."""
     overrides: dict[str, Any]
     spec: dict[str, Any]
     state: TrialState
@@ -386,6 +388,7 @@ def _trial(row: TrialRow) -> Trial:
         fingerprint=row.fingerprint,
         cell=row.cell,
         seed=row.seed,
+        position=row.position,
         overrides=row.overrides,
         spec=row.spec,
         state=TrialState(row.state),

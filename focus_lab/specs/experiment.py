@@ -120,13 +120,58 @@ class RandomSearch(Spec):
     """Seed of the draw."""
 
 
-Search = Annotated[GridSearch | RandomSearch, Field(discriminator="kind")]
+class OptunaSearch(Spec):
+    """Combinations of the axes that Optuna's sampler (TPE) expects to be good in the objectives.
+
+    Batch by batch: the first is drawn at random, the next ones follow from the means over seeds of
+    all before. The result is exploratory: what was looked for among many was found by chance too.
+    """
+
+    kind: Literal["optuna"]
+    samples: PositiveInt
+    """How many combinations in all; at most as many as the axes have."""
+    batch: PositiveInt = 4
+    """How many are chosen at once; they run side by side."""
+    seed: NonNegativeInt = 0
+    """Seed of the sampler."""
+
+
+Search = Annotated[GridSearch | RandomSearch | OptunaSearch, Field(discriminator="kind")]
 
 
 class NoEarlyStopping(Spec):
     """Every trial runs to its end: needed to confirm anything."""
 
     kind: Literal["none"]
+
+
+class SuccessiveHalving(Spec):
+    """Weak trials stop early (asynchronous successive halving): exploratory, confirms nothing.
+
+    After `grace_epochs`, and each time its epochs have grown by `reduction`, a trial goes on only
+    among the best 1 / `reduction` of those that came so far. Needs trials' folders that the driver
+    and the workers share; where they do not, nothing stops.
+    """
+
+    kind: Literal["asha"]
+    metric: str = "coco/AP"
+    """What trials are compared by; known after epochs that are evaluated."""
+    direction: Literal["max", "min"] = "max"
+    """Whether more of it is better."""
+    grace_epochs: PositiveInt = 1
+    """Epochs that every trial gets."""
+    reduction: Annotated[int, Field(ge=2)] = 3
+    """One of so many goes on."""
+
+    @field_validator("metric")
+    @classmethod
+    def _is_a_metric(cls, metric: str) -> str:
+        if not is_metric(metric):
+            raise ValueError(f"no trial has such a metric, got {metric!r}; {suggestion(metric)}")
+        return metric
+
+
+EarlyStopping = Annotated[NoEarlyStopping | SuccessiveHalving, Field(discriminator="kind")]
 
 
 class SweepSpec(Spec):
@@ -143,7 +188,7 @@ class SweepSpec(Spec):
     """Every cell is trained once a seed; one seed decides nothing."""
     search: Search = GridSearch(kind="grid")
     """Which combinations of the axes are run."""
-    early_stopping: NoEarlyStopping = NoEarlyStopping(kind="none")
+    early_stopping: EarlyStopping = NoEarlyStopping(kind="none")
     """Whether weak trials stop early."""
 
     @field_validator("seeds")
@@ -158,7 +203,7 @@ class SweepSpec(Spec):
     @model_validator(mode="after")
     def _axes_have_as_many_points_as_are_drawn(self) -> SweepSpec:
         points = math.prod(map(len, self.axes.values())) if self.axes else 0
-        if isinstance(self.search, RandomSearch) and self.search.samples > points:
+        if not isinstance(self.search, GridSearch) and self.search.samples > points:
             raise ValueError(
                 "search.samples: must be at most the number of combinations of sweep.axes, "
                 f"got {self.search.samples}; there are {points}"
@@ -197,6 +242,25 @@ class ExperimentSpec(Spec):
     def _elastic_fits_the_model(self) -> ExperimentSpec:
         if self.training.elastic.enabled:
             _check_elastic(self.training.elastic, self.model)
+        return self
+
+    @model_validator(mode="after")
+    def _search_is_told_what_it_searches_for(self) -> ExperimentSpec:
+        if self.sweep.search.kind != "optuna":
+            return self
+        problems = []
+        if late := [name for name in self.objectives if name.startswith("cost/latency")]:
+            problems.append(
+                f"objectives: a search cannot look for what is measured after it, got {late}; "
+                "take cost/gflops, or search: {kind: grid}"
+            )
+        if self.training.elastic.enabled:
+            problems.append(
+                "sweep.search: an elastic training has several results, got optuna; search without "
+                "training.elastic, or take search: {kind: grid}"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     @property

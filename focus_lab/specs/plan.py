@@ -12,7 +12,7 @@ from typing import Any
 
 from focus_lab.errors import SpecError
 from focus_lab.specs.compose import override
-from focus_lab.specs.experiment import ExperimentSpec, RandomSearch, TrialSpec
+from focus_lab.specs.experiment import ExperimentSpec, GridSearch, OptunaSearch, TrialSpec
 from focus_lab.specs.explain import Locate, validate_as
 
 BASELINE = "baseline"
@@ -98,12 +98,12 @@ class Plan:
 
 def num_trials(spec: ExperimentSpec) -> int:
     """How many trials the design asks for, equal ones counted twice; without expanding it."""
-    sweep, (axes, read) = spec.sweep, _trained_axes(spec)
+    sweep, (axes, read) = spec.sweep, trained_axes(spec)
     points = len(sweep.cells) + (1 if (sweep.cells or not sweep.axes) and not read else 0)
     if sweep.axes:
         size = math.prod(len(values) for values in axes.values())
         search = sweep.search
-        points += min(search.samples, size) if isinstance(search, RandomSearch) else size
+        points += size if isinstance(search, GridSearch) else min(search.samples, size)
     return points * len(sweep.seeds)
 
 
@@ -112,7 +112,11 @@ def readings(cell: str, ratios: Sequence[float]) -> dict[str, float]:
     return {f"{cell}@{ratio}": ratio for ratio in ratios}
 
 
-def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
+def plan(
+    spec: ExperimentSpec,
+    locate: Locate = lambda path: None,
+    points: Sequence[int] | None = None,
+) -> Plan:
     """Expand the design of `spec` in the order in which it is written, seeds innermost last.
 
     All cells run with their first seed before any runs with the second, so that an interrupted
@@ -121,6 +125,8 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
     Args:
         spec: the experiment.
         locate: path -> "file:line" for error messages.
+        points: numbers of the combinations of the axes that a search has chosen so far; None for
+            those that it begins with.
 
     Raises:
         SpecError: an override does not validate, two cells are equal, or a name is unknown.
@@ -136,7 +142,7 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
     problems: list[str] = []
     cells: list[Cell] = []
     names_by_print: dict[str, str] = {}
-    for name, overrides, origin in _points(spec):
+    for name, overrides, origin in _points(spec, points):
         where = locate(origin)
         prefix = f"{where}: " if where else ""
         try:
@@ -187,9 +193,11 @@ def plan(spec: ExperimentSpec, locate: Locate = lambda path: None) -> Plan:
     return Plan(tuple(cells), trials)
 
 
-def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
+def _points(
+    spec: ExperimentSpec, chosen: Sequence[int] | None
+) -> Iterator[tuple[str, dict[str, Any], tuple[str, ...]]]:
     """(name, overrides, path in the spec) of every cell."""
-    sweep, (axes, read) = spec.sweep, _trained_axes(spec)
+    sweep, (axes, read) = spec.sweep, trained_axes(spec)
     # What is read from an elastic cell stands for the base.
     if (sweep.cells or not sweep.axes) and not read:
         yield BASELINE, {}, ("sweep", "cells")
@@ -198,20 +206,22 @@ def _points(spec: ExperimentSpec) -> Iterator[tuple[str, dict[str, Any], tuple[s
     if sweep.axes:
         labels = _axis_labels(list(axes))
         combinations: Iterable[tuple[Any, ...]] = itertools.product(*axes.values())
-        if isinstance(sweep.search, RandomSearch):
-            drawn = random.Random(sweep.search.seed)
+        search = sweep.search
+        if not isinstance(search, GridSearch):
             size = math.prod(len(values) for values in axes.values())
-            combinations = [
-                _combination(axes, number)
-                for number in drawn.sample(range(size), min(size, sweep.search.samples))
-            ]
+            wanted = min(size, search.samples)
+            if isinstance(search, OptunaSearch):
+                wanted = min(wanted, search.batch)
+            if chosen is None:
+                chosen = random.Random(search.seed).sample(range(size), wanted)
+            combinations = [combination(axes, number) for number in chosen]
         for values in combinations:
             overrides = dict(zip(axes, values, strict=True))
             name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())
             yield name or ELASTIC, overrides | read, ("sweep", "axes")
 
 
-def _trained_axes(spec: ExperimentSpec) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
+def trained_axes(spec: ExperimentSpec) -> tuple[dict[str, tuple[Any, ...]], dict[str, Any]]:
     """Axes whose points are trained one by one, and what all of these points are given.
 
     An elastic training answers for every keep ratio: an axis over it is read from each training.
@@ -231,7 +241,7 @@ def _names(cell: Cell) -> list[str]:
     return list(readings(cell.name, elastic.evaluate_at)) or [cell.name]
 
 
-def _combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, ...]:
+def combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, ...]:
     """The point of a grid with this number, the last axis turning fastest."""
     values: list[Any] = []
     for choices in reversed(list(axes.values())):

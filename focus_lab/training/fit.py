@@ -42,6 +42,7 @@ from focus_lab.training.folder import (
     BEST,
     MANIFEST,
     SAMPLES,
+    STOPPED,
     check_same_inputs,
     checkpoint_folder,
     make_folder,
@@ -151,7 +152,7 @@ def fit(
     trial.restore(saved)
     del saved  # as large as the model with its moments
     load = MachineLoad(workers, device)
-    while trial.progress.epoch < spec.training.epochs:
+    while trial.progress.epoch < spec.training.epochs and not trial.is_stopped(folder):
         metrics = trial.run_epoch() | costs | load.measure()
         _check_kept(spec, metrics, spec.model.token_selection.keep_ratio)
         epoch = trial.progress.epoch
@@ -159,6 +160,8 @@ def fit(
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
             trial.save()
         reporter.report(epoch, metrics)
+    if trial.progress.epoch < spec.training.epochs:
+        trial.save()
     if workers.first:
         with trial.evaluated_weights():
             workers.goes_on("writing samples")
@@ -294,6 +297,11 @@ class _Trial:
             found["tokens/keep_ratio"] = ratio
             metrics |= {reading(ratio) + name: value for name, value in found.items()}
         return metrics
+
+    def is_stopped(self, folder: Path) -> bool:
+        """Whether somebody who compares trials has seen enough of this one."""
+        seen = self.progress.epoch > 0 and (folder / STOPPED).exists()
+        return bool(self.workers.broadcast(seen))
 
     def evaluated_weights(self) -> _Swapped:
         """A context in which the model holds the weights that are evaluated: averaged, if any."""

@@ -20,6 +20,8 @@ BEST = "best.pt"
 """The checkpoint of the epoch with the highest AP; never resumed from."""
 STEPS = "step_*.pt"
 """Names of all other checkpoints."""
+STOPPED = "stopped"
+"""A file that is there when the trial shall end with the epoch that it is in."""
 
 
 def checkpoint_folder(folder: Path) -> Path:

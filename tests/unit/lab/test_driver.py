@@ -25,7 +25,9 @@ from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, StaleTrialError, Store
 from focus_lab.lab.tracking import MemoryTracker
-from focus_lab.training.folder import MANIFEST
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import plan
+from focus_lab.training.folder import MANIFEST, STOPPED
 
 P, R, S, F, C = TrialState
 Record = Callable[..., Experiment]
@@ -411,3 +413,69 @@ def test_an_attempt_that_goes_on_by_itself_is_counted_and_told(
     [trial] = bench.store.trials(made.id)
     assert (trial.state, trial.attempts) == (S, 2)
     assert notes == [f"{trial.name}: worker 1 was lost; going on"]
+
+
+def train_until_stopped(ap: float) -> Callable[[str, Listener, TrialJob], None]:
+    """Three epochs of this AP, or fewer: a worker looks for the mark after each of them."""
+
+    def script(trial_id: str, listener: Listener, job: TrialJob) -> None:
+        listener.started(trial_id)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        history = []
+        for epoch in range(1, EPOCHS + 1):
+            history.append((epoch, {"coco/AP": ap}))
+            listener.epoch(trial_id, *history[-1])
+            if (job.folder / STOPPED).exists():
+                break
+        listener.succeeded(trial_id, history)
+
+    return script
+
+
+class Training(FakeExecutor):
+    """Scripts that know their job."""
+
+    def __init__(self, *aps: float) -> None:
+        super().__init__()
+        self._aps = list(aps)
+
+    def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
+        for job, ap in zip(jobs, self._aps, strict=False):
+            train_until_stopped(ap)(job.trial_id, listener, job)
+        if len(self._aps) < len(jobs):
+            raise KeyboardInterrupt
+
+
+def test_weak_trials_stop_early_also_after_a_restart(
+    bench: Bench, store: Store, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    spec = tiny_experiment(
+        "stopping",
+        training={"epochs": EPOCHS},
+        sweep={
+            "axes": {"model.token_selection.keep_ratio": [0.1, 0.2, 0.3, 0.4]},
+            "early_stopping": {"kind": "asha", "reduction": 2},
+        },
+    )
+    made = store.record(spec, plan(spec), tmp_path / "stopping")
+    with pytest.raises(KeyboardInterrupt):
+        bench.drive(made, Training(0.5, 0.2))
+    # The rungs are made anew, from what the tracker knows of the first two.
+    bench.drive(made, Training(0.3, 0.6))
+    trials = store.trials(made.id)
+    assert [trial.state for trial in trials] == [S] * 4
+    epochs = [
+        bench.tracker.runs[trial.tracking_run_id or ""].curves["coco/AP"][-1][0] for trial in trials
+    ]
+    assert epochs == [3, 1, 1, 3]
+
+
+def test_a_sweep_that_does_not_stop_early_forgets_that_another_did(
+    bench: Bench, record: Record
+) -> None:
+    made = record(0.1)
+    folder = trial_folder(made, bench.store.trials(made.id)[0])
+    folder.mkdir(parents=True)
+    (folder / STOPPED).touch()
+    bench.drive(made, Training(0.5))
+    assert bench.progress.trials[bench.store.trials(made.id)[0].id].epoch == EPOCHS

@@ -22,7 +22,7 @@ from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training import evaluation
 from focus_lab.training import fit as training_fit
 from focus_lab.training.fit import fit, load_model
-from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.folder import STOPPED, checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
 from focus_lab.training.scoring import Evaluator, Found, Scores, coco_scores
 
@@ -325,6 +325,33 @@ def test_a_model_that_ignores_its_cell_fails_the_trial(
     monkeypatch.setattr(TokenSelector, "__init__", forgetful)
     with pytest.raises(EffectiveSpecError, match=r"other ratios than its cell, got .*keep_ratio"):
         fit(tiny_trial(), MemoryReporter(), tmp_path)
+
+
+class Stopper(MemoryReporter):
+    """Ends the trial with an epoch."""
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        super().__init__()
+        self._folder, self._epoch = folder, epoch
+
+    def report(self, epoch: int, metrics: Metrics) -> None:
+        super().report(epoch, metrics)
+        if epoch == self._epoch:
+            (self._folder / STOPPED).touch()
+
+
+def test_a_stopped_trial_ends_with_its_epoch_and_stays_so(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    spec = tiny_trial(training={"epochs": 3}, compute={"checkpoint_every": 3})
+    result = fit(spec, Stopper(tmp_path, 1), tmp_path)
+    assert [epoch for epoch, _ in result.history] == [1]
+    # As after the death of its driver, which did not hear of the end.
+    again = MemoryReporter()
+    assert fit(spec, again, tmp_path).history == result.history
+    assert again.epochs == []
+    (tmp_path / STOPPED).unlink()
+    assert [epoch for epoch, _ in fit(spec, again, tmp_path).history] == [1, 2, 3]
 
 
 def test_the_folder_of_another_trial_is_refused(tiny_trial: MakeTrial, tmp_path: Path) -> None:

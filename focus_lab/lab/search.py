@@ -1,0 +1,139 @@
+"""Search: which points of the axes come next, from what the earlier ones gave.
+
+Optuna's sampler is asked here and not by Tune, which sees trial ids only. Nothing is kept between
+batches: the study is made anew from the results at hand, so a continued sweep asks for the points
+that an uninterrupted one asks for.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from focus_lab.analysis.records import ExperimentRecord
+from focus_lab.lab.store import Trial
+from focus_lab.specs.experiment import ExperimentSpec, OptunaSearch
+from focus_lab.specs.plan import combination, trained_axes
+
+_ASKS_A_POINT = 20
+"""How often the sampler may propose a point that is known before one is drawn."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A point of the axes that was run."""
+
+    point: int
+    """Its number in the grid, see `combination`."""
+    values: tuple[float, ...] | None
+    """A value an objective, in their order, means over seeds; None when it has no result."""
+
+
+def points_of(spec: ExperimentSpec, trials: Sequence[Trial]) -> dict[int, str]:
+    """Point -> cell of the stored trials that the axes still have, in the order of their plan."""
+    axes, _ = trained_axes(spec)
+    size = math.prod(len(values) for values in axes.values())
+    numbers = {_key(dict(zip(axes, combination(axes, n), strict=True))): n for n in range(size)}
+    found: dict[int, str] = {}
+    # Of one seed, whose place in the plan is that of its cell.
+    for trial in sorted(trials, key=lambda trial: trial.position):
+        number = numbers.get(_key(trial.overrides))
+        if trial.seed == spec.sweep.seeds[0] and number is not None:
+            found.setdefault(number, trial.cell)
+    return found
+
+
+def told(spec: ExperimentSpec, points: dict[int, str], record: ExperimentRecord) -> list[Told]:
+    """What the points gave, as far as it is known."""
+    results = []
+    for point, cell in points.items():
+        trials = record.trials_of(cell)
+        columns = [[trial.final(name) for trial in trials] for name in spec.objectives]
+        known = [[value for value in column if value is not None] for column in columns]
+        complete = bool(trials) and all(len(column) == len(trials) for column in known)
+        values = tuple(sum(column) / len(column) for column in known) if complete else None
+        results.append(Told(point, values))
+    return results
+
+
+def next_points(spec: ExperimentSpec, results: Sequence[Told]) -> list[int]:
+    """The next batch of points, none of them known; empty when all samples are drawn.
+
+    A pure function of the experiment and the results.
+
+    Args:
+        spec: the experiment; its search is Optuna's.
+        results: of every point so far.
+    """
+    search = spec.sweep.search
+    assert isinstance(search, OptunaSearch)
+    axes, _ = trained_axes(spec)
+    size = math.prod(len(values) for values in axes.values())
+    count = min(search.batch, min(search.samples, size) - len(results))
+    if count <= 0:
+        return []
+    # Here and not above: it takes a second to load.
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranks = {path: _ranks(values) for path, values in axes.items()}
+    distributions: dict[str, optuna.distributions.BaseDistribution] = {
+        path: (
+            optuna.distributions.IntDistribution(0, len(values) - 1)
+            if ranks[path] is not None
+            else optuna.distributions.CategoricalDistribution(range(len(values)))
+        )
+        for path, values in axes.items()
+    }
+    # A new seed a batch, or every batch would draw alike.
+    seed = random.Random(f"{search.seed} {len(results)}").randrange(2**31)
+    study = optuna.create_study(
+        directions=["maximize" if d == "max" else "minimize" for d in spec.objectives.values()],
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=1),
+    )
+    for result in results:
+        places = combination({path: range(len(axes[path])) for path in axes}, result.point)
+        params = {
+            path: order.index(place) if (order := ranks[path]) is not None else place
+            for path, place in zip(axes, places, strict=True)
+        }
+        state = optuna.trial.TrialState
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=state.COMPLETE if result.values else state.FAIL,
+                params=params,
+                distributions=distributions,
+                values=result.values,
+            )
+        )
+    seen = {result.point for result in results}
+    fallback = random.Random(seed)
+    chosen: list[int] = []
+    for _ in range(count):
+        for _ in range(_ASKS_A_POINT):
+            asked = study.ask(distributions)
+            point = 0
+            for path, values in axes.items():
+                order, place = ranks[path], asked.params[path]
+                point = point * len(values) + (place if order is None else order[place])
+            if point not in seen:
+                break
+        while point in seen:
+            point = fallback.randrange(size)
+        seen.add(point)
+        chosen.append(point)
+    return chosen
+
+
+def _ranks(values: Sequence[object]) -> list[int] | None:
+    """Places of an axis by rising value: neighbours are alike. None unless all are numbers."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    if len(numbers) < len(values):
+        return None
+    return sorted(range(len(numbers)), key=numbers.__getitem__)
+
+
+def _key(overrides: dict[str, object]) -> str:
+    return repr(sorted(overrides.items()))
