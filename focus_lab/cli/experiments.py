@@ -20,7 +20,7 @@ from focus_lab.cli.terminal import (
     Set,
     StoreUrl,
     Tracking,
-    about,
+    between,
     new_table,
     out,
     print_json,
@@ -63,6 +63,10 @@ def sweep(
     ship: Annotated[
         bool, typer.Option("--ship", help="Send this package to the cluster's machines.")
     ] = False,
+    over_budget: Annotated[
+        bool,
+        typer.Option("--over-budget", help="Run it even if compute.budget_hours is too little."),
+    ] = False,
     server: Server = None,
     as_json: Json = False,
 ) -> None:
@@ -89,6 +93,11 @@ def sweep(
             "compute.workers: --executor in-process has this process only, got "
             f"{spec.compute.workers}; set it to 1 or take --executor ray"
         )
+    if spec.compute.budget_hours is not None and not over_budget:
+        from focus_lab.training.estimate import check_budget
+
+        talk.print("measuring a few steps …")
+        check_budget(spec, plan)
     run_sweep(spec, plan, cells, out_dir, store, tracking_uri, chosen, as_json)
 
 
@@ -132,6 +141,7 @@ def show_plan(
 ) -> None:
     """Show what would run and what it would cost; runs nothing."""
     from focus_lab.specs.load import load_experiment
+    from focus_lab.specs.plan import num_trials
 
     spec, plan = load_experiment(file, settings)
     if server:
@@ -149,7 +159,7 @@ def show_plan(
         return
     table = new_table(
         "cell", "keep ratio", "mean over layers", "trials", "steps", "params", "GFLOPs",
-        "encoder GFLOPs", "time a trial",
+        "encoder GFLOPs", "time a trial", "memory",
     )  # fmt: skip
     for one in found:
         selection, costs = one.cell.spec.model.token_selection, one.cost.metrics()
@@ -162,13 +172,17 @@ def show_plan(
             f"{one.cost.parameters / 1e6:.2f} M",
             f"{costs['cost/gflops']:.3g}",
             f"{costs['cost/encoder_gflops']:.3g}",
-            about(one.seconds) + ("" if one.measured or not time else " (scaled)"),
+            between(one.seconds) + (" (scaled)" if one.seconds and not one.measured else ""),
+            "" if one.memory_mib is None else f"{one.memory_mib:.0f} MiB",
         )
     out.print(table)
     out.print(f"{trials} trials of {len(found)} cells. GFLOPs: 2 per multiply-add, one image.")
+    if num_trials(spec) > len(plan.trials):
+        out.print(f"The search begins with these; it ends with {num_trials(spec)} trials.")
     if time:
         out.print(
-            "Times: from a few training steps on this machine, one trial alone, no evaluation."
+            "Times: from the fastest and the slowest of a few training steps on this machine, one "
+            "trial alone, no evaluation. Memory: the peak of these steps; later ones may need more."
         )
 
 

@@ -81,8 +81,11 @@ def print_json(content: Any) -> None:
     out.print_json(json.dumps(content), indent=1)
 
 
-def about(seconds: float | None) -> str:
-    """An estimated duration; empty when there is none."""
+def between(seconds: tuple[float, float] | None) -> str:
+    """An estimated duration with its bounds; empty when there is none."""
     from focus_lab.lab.progress import duration
 
-    return "" if seconds is None else f"about {duration(seconds)}"
+    if seconds is None:
+        return ""
+    low, high = map(duration, seconds)
+    return f"about {low}" if low == high else f"{low} to {high}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +10,24 @@ from typing import Any
 import torch
 
 from focus_lab.data.dataset import DetectionDataset, build_datasets
-from focus_lab.data.loader import build_train_loader
-from focus_lab.model.criterion import build_criterion
-from focus_lab.model.focus_detr import build_model
-from focus_lab.specs.experiment import TrialSpec
-from focus_lab.specs.plan import Cell, Plan
-from focus_lab.training.cost import Cost, mean_cost, model_without_memory
+from focus_lab.data.loader import Batch, build_train_loader
+from focus_lab.errors import SpecError
+from focus_lab.model.criterion import Criterion, build_criterion
+from focus_lab.model.focus_detr import FocusDETR, build_model
+from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
+from focus_lab.specs.plan import Cell, Plan, num_trials
+from focus_lab.training.cost import (
+    Cost,
+    mean_cost,
+    model_without_memory,
+    peak_memory_mib,
+    reset_peak_memory,
+)
 from focus_lab.training.environment import choose_device
 from focus_lab.training.fit import evaluation_shapes
+from focus_lab.training.optimization import build_optimizer
 
-_STEPS = 3
+_STEPS = 5
 _MEASURING_SECONDS = 15.0
 
 
@@ -35,8 +42,12 @@ class Estimate:
     """One image at the data set's own sizes."""
     steps: int
     """Optimizer steps of a trial."""
-    seconds: float | None
-    """Training time of a trial alone on this machine, without evaluation; None if not asked for."""
+    seconds: tuple[float, float] | None
+    """Training time of a trial alone on this machine, without evaluation: if every step took as
+    long as the fastest that was measured, and as the slowest. None if not asked for."""
+    memory_mib: float | None
+    """Largest memory while it was measured: of the GPU's allocator, or of this process with all of
+    its libraries. Later batches may need more. None for cells that were not measured."""
     measured: bool
     """Whether the time was measured, or scaled by FLOPs from a cell that was."""
 
@@ -51,8 +62,8 @@ class Estimate:
             "mean_keep_ratio": selection.mean_keep_ratio,
             "trials": self.trials,
             "steps": self.steps,
-            # Too few images for a pace: JSON has no NaN.
-            "seconds_a_trial": self.seconds if math.isfinite(self.seconds or 0.0) else None,
+            "seconds_a_trial": self.seconds and list(self.seconds),
+            "memory_mib": self.memory_mib,
             "measured": self.measured,
         } | self.cost.metrics()
 
@@ -68,7 +79,8 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
         DataError: a data set cannot be used.
     """
     found: list[Estimate] = []
-    timed: tuple[float, int] | None = None  # seconds an image, MACs of the cell it was measured on
+    # Of ordinary and of elastic cells, one of which was measured: its pace and its MACs.
+    timed: dict[bool, tuple[Pace, int]] = {}
     deadline = time.monotonic() + _MEASURING_SECONDS
     opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
     for cell in plan.cells:
@@ -82,37 +94,78 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
         batch_size = spec.training.batch_size
         loader = build_train_loader(train_set, spec.data, batch_size=batch_size, seed=0)
         steps = len(loader) * spec.training.epochs
-        measured = measure and (timed is None or time.monotonic() < deadline)
-        if measured:
-            timed = (seconds_per_image(spec, train_set), cost.total_macs)
+        elastic = spec.training.elastic.enabled
+        measured = measure and (elastic not in timed or time.monotonic() < deadline)
+        pace = measure_pace(spec, train_set) if measured else None
+        if pace:
+            timed[elastic] = (pace, cost.total_macs)
         seconds = None
-        if timed:
-            pace, macs = timed
-            seconds = pace * cost.total_macs / macs * steps * batch_size
+        if elastic in timed:
+            known, macs = timed[elastic]
+            images = cost.total_macs / macs * steps * batch_size
+            seconds = (known.fastest * images, known.slowest * images)
         trials = sum(trial.cell == cell.name for trial in plan.trials)
-        found.append(Estimate(cell, trials, cost, steps, seconds, measured))
+        memory = pace.memory_mib if pace else None
+        found.append(Estimate(cell, trials, cost, steps, seconds, memory, pace is not None))
     return found
 
 
-def seconds_per_image(spec: TrialSpec, train_set: DetectionDataset) -> float:
-    """Median time of a training image over a few steps of a fresh model on this machine."""
+def check_budget(spec: ExperimentSpec, plan: Plan) -> None:
+    """See that an experiment fits its budget: all of its trials, done ones too.
+
+    Raises:
+        SpecError: it may take longer.
+    """
+    budget = spec.compute.budget_hours
+    if budget is None:
+        return
+    found = estimate(plan, measure=True)
+    # A search begins with a part of its trials.
+    more = num_trials(spec) / len(plan.trials)
+    low, high = (
+        more * sum(one.trials * one.seconds[end] for one in found if one.seconds) / 3600
+        for end in (0, 1)
+    )
+    if high > budget:
+        raise SpecError(
+            f"compute.budget_hours: the trials may train for {low:.2g} to {high:.2g} hours, got a "
+            f"budget of {budget:g}; take fewer cells, seeds or epochs, raise it, or add "
+            "--over-budget"
+        )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What training steps took."""
+
+    fastest: float
+    """Seconds an image in the fastest step."""
+    slowest: float
+    """Seconds an image in the slowest step."""
+    memory_mib: float
+    """Peak, see `Estimate`."""
+
+
+def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
+    """A few training steps of a fresh model on this machine; None with too few images for two."""
     torch.set_num_threads(spec.compute.threads)
     device = choose_device(spec.compute)
     num_classes = len(train_set.class_names)
     model = build_model(spec.model, num_classes, load_backbone=False).to(device).train()
     criterion = build_criterion(spec.model, num_classes)
+    # Its moments are a good part of the memory.
+    optimizer = build_optimizer(model, spec.training.optimizer)
     micro = max(1, spec.training.batch_size // spec.training.accumulation)
     loader = build_train_loader(train_set, spec.data, batch_size=micro, seed=0, workers=0)
     loader.set_epoch(0)
+    reset_peak_memory(device)
     seconds = []
     start = time.perf_counter()
     for number, batch in enumerate(loader):
         batch = batch.to(device)
-        losses = criterion(
-            model(batch.images, batch.sizes, batch.targets), batch.targets, batch.sizes
-        )
-        torch.autograd.backward(criterion.total(losses))
-        model.zero_grad(set_to_none=True)
+        torch.autograd.backward(_total_loss(spec, model, criterion, batch))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number > 0:
@@ -120,4 +173,22 @@ def seconds_per_image(spec: TrialSpec, train_set: DetectionDataset) -> float:
         start = time.perf_counter()
         if number == _STEPS:
             break
-    return statistics.median(seconds) if seconds else float("nan")
+    return Pace(min(seconds), max(seconds), peak_memory_mib(device)) if seconds else None
+
+
+def _total_loss(
+    spec: TrialSpec, model: FocusDETR, criterion: Criterion, batch: Batch
+) -> torch.Tensor:
+    """Of one pass, and of a second one in the middle of the range when the training is elastic."""
+    maps, levels = model.pyramid(batch.images, batch.sizes)
+
+    def one_pass() -> torch.Tensor:
+        output = model.detect(maps, levels, batch.sizes, batch.targets)
+        return criterion.total(criterion(output, batch.targets, batch.sizes))
+
+    elastic, total = spec.training.elastic, one_pass()
+    if elastic.enabled:
+        largest = spec.model.token_selection.keep_ratio
+        with model.keeping(math.sqrt(elastic.least_keep_ratio * largest)):
+            total = total + one_pass()
+    return total
