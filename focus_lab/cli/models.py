@@ -1,4 +1,4 @@
-"""Commands about models: evaluate, profile, convert."""
+"""Commands about models: evaluate, profile, convert, promote."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Annotated
 import typer
 
 from focus_lab.cli.terminal import (
+    RUNS,
     File,
     Json,
+    Name,
+    Out,
     Set,
+    StoreUrl,
+    Tracking,
     new_table,
     out,
     print_json,
@@ -90,6 +95,32 @@ def convert(
     spec, _ = load_experiment(file, settings)
     convert_checkpoint(checkpoint, spec.base, target)
     out.print(str(target))
+
+
+@app.command()
+def promote(
+    name: Name,
+    cell: Annotated[str, typer.Option(help="Cell of the trial, as the report names it.")],
+    model: Annotated[str, typer.Option("--as", help="Name of the registered model.")],
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the trial; none: the first that succeeded.")
+    ] = None,
+    alias: Annotated[str, typer.Option(help="What the new version is called.")] = "champion",
+    out_dir: Out = RUNS,
+    store: StoreUrl = None,
+    tracking_uri: Tracking = None,
+    as_json: Json = False,
+) -> None:
+    """Register the best weights of a trial in MLflow, ready to be loaded and served."""
+    from focus_lab.lab.lab import open_lab
+    from focus_lab.lab.promotion import promote as promote_trial
+
+    with open_lab(out_dir, store, tracking_uri, create=False) as lab:
+        version = promote_trial(lab, name, cell, seed, model, alias)
+    if as_json:
+        print_json({"model": model, "version": version, "alias": alias})
+        return
+    out.print(f"models:/{model}@{alias} is version {version}: {cell} of {name}")
 
 
 def _ratios(text: str | None) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -52,6 +53,29 @@ def read_image(path: Path, size: tuple[int, int]) -> Tensor:
             "boxes would be misplaced: annotate this file or restore the original"
         )
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def decode_image(file: BinaryIO, name: str) -> Tensor:
+    """Decode an image that has no annotations, as `read_image` does: in its stored pixels.
+
+    Args:
+        file: the content of an image file.
+        name: what to call it in an error.
+
+    Returns:
+        uint8 [3, H, W], RGB.
+
+    Raises:
+        DataError: if it cannot be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            return torch.from_numpy(_rgb_pixels(image)).permute(2, 0, 1)
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{name}: is not a readable image, got {type(error).__name__}: {error}; "
+            "send the bytes of a PNG or JPEG file"
+        ) from error
 
 
 def read_size(path: Path) -> tuple[int, int]:

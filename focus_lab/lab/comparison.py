@@ -6,9 +6,12 @@ checked on the 3.17 line. Where it is not understood, the page still opens with 
 
 from __future__ import annotations
 
+import urllib.parse
 from typing import Any
 
 VIEW_KEY = "focus-lab"
+TRIALS = "tags.`focus_lab.trial_id` LIKE '%'"
+"""MLflow's filter for trials, without the summary run."""
 
 
 def view_path(tracking_id: str) -> str:
@@ -19,6 +22,15 @@ def view_path(tracking_id: str) -> str:
     return (
         f"#/experiments/{tracking_id}/runs?compareRunsMode=CHART"
         f"&workflowType=machine_learning&viewStateShareKey={VIEW_KEY}"
+    )
+
+
+def plain_path(tracking_id: str) -> str:
+    """Path that opens the experiment's trials without the shared view: MLflow's own charts."""
+    trials = urllib.parse.quote(TRIALS)
+    return (
+        f"#/experiments/{tracking_id}/runs?compareRunsMode=CHART"
+        f"&workflowType=machine_learning&searchFilter={trials}"
     )
 
 
@@ -52,8 +64,7 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
         for uuid, name in (("tradeoff", "AP and compute"), ("curves", "Training"))
     ]
     return {
-        # Trials, not the summary run.
-        "searchFilter": "tags.`focus_lab.trial_id` LIKE '%'",
+        "searchFilter": TRIALS,
         "orderByKey": "params.`keep_ratio`",
         "orderByAsc": True,
         "runsHidden": [],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import hashlib
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ import os
 import sqlite3
 import ssl
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -28,6 +30,7 @@ from mlflow.exceptions import MlflowException
 
 from focus_lab.errors import TrackerError, TrackerUnreachableError
 from focus_lab.lab.comparison import VIEW_KEY, shared_view
+from focus_lab.lab.model_flavour import MODEL, save_model
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
 from focus_lab.lab.tracking import Curves, Metrics, MissingRunError
@@ -49,6 +52,7 @@ _PARAMS_A_BATCH = 100
 _PARAM_LENGTH = 6000
 _DIGEST_LENGTH = 32
 
+_VIEWS_CHECKED_ON = "3.17."
 _REACH_SECONDS = 10
 """How long a server may take to answer at all, when a tracker is made."""
 
@@ -97,10 +101,15 @@ class MlflowTracker:
             tags = {
                 "mlflow.note.content": str(experiment.spec.get("description", "")),
                 "focus_lab.experiment_id": experiment.id,
-                f"mlflow.sharedViewState.{VIEW_KEY}": json.dumps(shared_view(experiment.spec)),
             }
             for key, value in tags.items():
                 self._client.set_experiment_tag(tracking_id, key, value)
+            view = json.dumps(shared_view(experiment.spec))
+            # A server may refuse tags under MLflow's own names; the page then opens without it.
+            with contextlib.suppress(MlflowException):
+                self._client.set_experiment_tag(
+                    tracking_id, f"mlflow.sharedViewState.{VIEW_KEY}", view
+                )
             return str(tracking_id)
 
     def ensure_run(self, tracking_id: str, trial: Trial) -> str:
@@ -222,6 +231,30 @@ class MlflowTracker:
             self._client.set_terminated(run_id, "FINISHED")
             return run_id
 
+    def register_model(
+        self, run_id: str, checkpoint: Path, name: str, alias: str, tags: Mapping[str, str]
+    ) -> str:
+        """The weights as a `python_function` on the run, and a version of the model from there."""
+        with self._explained(), tempfile.TemporaryDirectory(prefix="focus-lab-model-") as scratch:
+            run = self._client.get_run(run_id)
+            save_model(Path(scratch) / MODEL, checkpoint)
+            # Under the cell's name: an elastic run may be promoted at several keep ratios.
+            place = f"{MODEL}/{hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:12]}"
+            self._client.log_artifacts(run_id, str(Path(scratch) / MODEL), place)
+            with contextlib.suppress(MlflowException):
+                self._client.create_registered_model(name)
+            version = self._client.create_model_version(
+                name, f"{run.info.artifact_uri}/{place}", run_id, tags=dict(tags)
+            )
+            self._client.set_registered_model_alias(name, alias, version.version)
+            return str(version.version)
+
+    def has_view(self, tracking_id: str) -> bool:
+        """Whether the comparison page of an experiment can be opened as it was provisioned."""
+        with self._explained():
+            tags = self._client.get_experiment(tracking_id).tags
+            return f"mlflow.sharedViewState.{VIEW_KEY}" in tags and _understands_views(self.uri)
+
     def _find(self, tracking_id: str, tag: str, value: str) -> Run | None:
         runs = self._client.search_runs(
             [tracking_id], filter_string=f"tags.`{tag}` = '{value}'", max_results=1
@@ -298,6 +331,20 @@ def _reach(uri: str) -> None:
         # Which certificates are trusted is the client's to know, too.
         if not isinstance(error.reason, ssl.SSLError):
             raise
+
+
+def _understands_views(uri: str) -> bool:
+    """Whether the MLflow that shows the pages is of the line whose shared views were checked."""
+    version = mlflow.__version__
+    if uri.startswith(("http:", "https:")):
+        try:
+            with urllib.request.urlopen(
+                f"{uri.rstrip('/')}/version", timeout=_REACH_SECONDS
+            ) as got:
+                version = got.read().decode()
+        except (urllib.error.URLError, OSError, UnicodeDecodeError):
+            return False
+    return version.startswith(_VIEWS_CHECKED_ON)
 
 
 def _user() -> str:

@@ -58,6 +58,14 @@ class Tracker(Protocol):
     def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
         """The experiment's report and summary numbers on one summary run; returns its id."""
 
+    def has_view(self, tracking_id: str) -> bool:
+        """Whether the experiment has a comparison page of its own."""
+
+    def register_model(
+        self, run_id: str, checkpoint: Path, name: str, alias: str, tags: Mapping[str, str]
+    ) -> str:
+        """A new version of a registered model, from a run's weights; `alias` then points to it."""
+
 
 @dataclass
 class MemoryRun:
@@ -76,6 +84,10 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.runs: dict[str, MemoryRun] = {}
         self.reports: dict[str, Metrics] = {}
+        self.models: dict[str, list[tuple[str, dict[str, str]]]] = {}
+        """Name -> run and tags of each version."""
+        self.aliases: dict[tuple[str, str], str] = {}
+        """Name and alias -> version."""
 
     def ensure_experiment(self, experiment: Experiment) -> str:
         """The experiment's own id."""
@@ -121,6 +133,20 @@ class MemoryTracker:
     def curves(self, run_id: str) -> Curves:
         """What was kept."""
         return self._run(run_id).curves
+
+    def has_view(self, tracking_id: str) -> bool:
+        """Never: it has no pages."""
+        return False
+
+    def register_model(
+        self, run_id: str, checkpoint: Path, name: str, alias: str, tags: Mapping[str, str]
+    ) -> str:
+        """Keep whose it is."""
+        self._run(run_id)
+        versions = self.models.setdefault(name, [])
+        versions.append((run_id, dict(tags)))
+        self.aliases[name, alias] = str(len(versions))
+        return self.aliases[name, alias]
 
     def _run(self, run_id: str) -> MemoryRun:
         if run_id not in self.runs:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from focus_lab.errors import TrackerError
-from focus_lab.lab.comparison import view_path
+from focus_lab.lab.comparison import plain_path, view_path
 from focus_lab.lab.lab import artifact_root, embedded_tracking_uri, open_lab
 
 _START_SECONDS = 120
@@ -29,9 +29,10 @@ def page_url(
     """
     with open_lab(home, store, tracking, create=False) as lab:
         experiments = [lab.store.experiment(name)] if name else lab.store.experiments()
-    if not experiments or experiments[0].tracking_id is None:
-        return base
-    return f"{base}/{view_path(experiments[0].tracking_id)}"
+        if not experiments or (tracking_id := experiments[0].tracking_id) is None:
+            return base
+        path = view_path if lab.tracker.has_view(tracking_id) else plain_path
+        return f"{base}/{path(tracking_id)}"
 
 
 def serve_ui(

@@ -22,8 +22,8 @@ from focus_lab.specs.compose import merge, override
 
 COMMANDS = [
     "bench", "cancel", "convert", "data", "dispatch", "doctor", "evaluate", "list", "logs",
-    "migrate", "pause", "plan", "profile", "report", "resume", "retry", "serve", "status", "sweep",
-    "token", "train", "ui",
+    "migrate", "pause", "plan", "profile", "promote", "report", "resume", "retry", "serve",
+    "status", "sweep", "token", "train", "ui",
 ]  # fmt: skip
 
 

@@ -1,0 +1,85 @@
+"""Promotion: the weights of a trial become a version of a registered model."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from focus_lab.errors import UserError
+from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.lab import Lab
+from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Trial
+from focus_lab.specs.compose import override
+from focus_lab.specs.plan import readings
+from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training.folder import checkpoint_folder
+
+FILE = "checkpoint.pt"
+_RATIO = "model.token_selection.keep_ratio"
+
+
+def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias: str) -> str:
+    """Register the best weights of a trial and let an alias point to them.
+
+    Args:
+        lab: has the experiment.
+        name: of the experiment.
+        cell: of the trial; `CELL@RATIO` for an elastic one at a keep ratio that it was read at.
+        seed: of the trial; None takes the first one that succeeded. Not the best: that would take
+            a seed's luck for the cell's merit.
+        model: name of the registered model; made when missing.
+        alias: name of the place that the version takes, for example `champion`.
+
+    Returns:
+        The version.
+
+    Raises:
+        StoreError: there is no such experiment.
+        UserError: there is no such trial, or its weights are gone.
+        TrackerError: the tracker does not take it.
+    """
+    experiment = lab.store.experiment(name)
+    trials = lab.store.trials(experiment.id)
+    names = {shown: trial.cell for trial in trials for shown in _names(trial)}
+    if cell not in names:
+        raise UserError(f"--cell: no such cell, got {cell!r}; cells are {', '.join(names)}")
+    done = [t for t in trials if t.cell == names[cell] and t.state is TrialState.SUCCEEDED]
+    chosen = next((trial for trial in done if seed is None or trial.seed == seed), None)
+    if chosen is None or chosen.tracking_run_id is None:
+        have = ", ".join(str(trial.seed) for trial in done) or "none"
+        wanted = "any" if seed is None else seed
+        raise UserError(f"--seed: no trial of {cell} has succeeded, got {wanted}; done are {have}")
+    folder = checkpoint_folder(trial_folder(experiment, chosen))
+    kept = [path for path in checkpoints.newest_and_best(folder) if path.name == checkpoints.BEST]
+    path = kept[0] if kept else checkpoints.latest_path(folder)
+    if path is None:
+        raise UserError(
+            f"{folder}: holds no checkpoint of {chosen.name}; they were removed, or are on another "
+            "machine: copy them here"
+        )
+    saved = checkpoints.load(path)
+    spec = saved.spec
+    if cell != chosen.cell:
+        spec = override(spec, _RATIO, _names(chosen)[cell])
+        spec = override(spec, "training.elastic", {"enabled": False, "evaluate_at": []})
+    with tempfile.TemporaryDirectory(prefix="focus-lab-promote-") as scratch:
+        # What only training needs is a good part of a checkpoint.
+        weights = replace(saved, spec=spec, model=saved.ema or saved.model, ema=None, optimizer={})
+        checkpoints.write(weights, Path(scratch) / FILE)
+        tags = {
+            "focus_lab.experiment": experiment.name,
+            "focus_lab.cell": cell,
+            "focus_lab.seed": str(chosen.seed),
+            "focus_lab.fingerprint": chosen.fingerprint,
+        }
+        run_id = chosen.tracking_run_id
+        return lab.tracker.register_model(run_id, Path(scratch) / FILE, model, alias, tags)
+
+
+def _names(trial: Trial) -> dict[str, float | None]:
+    """Names of a trial's cell in the report -> the keep ratio that each is read at."""
+    ratios = trial.spec["training"].get("elastic", {}).get("evaluate_at", [])
+    read: dict[str, float | None] = dict(readings(trial.cell, ratios))
+    return read or {trial.cell: None}

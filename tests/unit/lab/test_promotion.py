@@ -1,0 +1,119 @@
+"""Promotion: a trial's weights in MLflow's registry, loaded as a stranger would load them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from focus_lab.errors import UserError
+from focus_lab.lab.comparison import VIEW_KEY
+from focus_lab.lab.executor import InProcessExecutor
+from focus_lab.lab.lab import Lab, open_lab
+from focus_lab.lab.mlflow_tracker import MlflowTracker
+from focus_lab.lab.progress import PlainProgress
+from focus_lab.lab.promotion import promote
+from focus_lab.lab.ui import page_url
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import plan
+from focus_lab.training.checkpoint import latest_path
+from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.prediction import Predictor
+
+pytestmark = pytest.mark.slow  # trains, and opens an MLflow store
+
+LOADED_ELSEWHERE = """
+import json, sys
+import mlflow
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[2])
+import focus_lab
+answer = model.predict([{"image": sys.argv[3]}], params={"score_threshold": 0.0})
+print(json.dumps({"answer": answer, "package": focus_lab.__file__}))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def lab(home: Path, tiny_experiment: Callable[..., ExperimentSpec]) -> Iterator[Lab]:
+    """A lab with one elastic experiment; trained by the first test that asks for it."""
+    with open_lab(home) as opened:
+        spec = tiny_experiment(
+            training={"epochs": 1, "elastic": {"enabled": True}, "ema": {"enabled": True}},
+            data={"image_size": [64, 64]},
+            sweep={"axes": {"model.token_selection.keep_ratio": [0.2, 0.5]}, "seeds": [3, 1]},
+        )
+        opened.sweep(spec, plan(spec), InProcessExecutor(), PlainProgress(Console(quiet=True)))
+        yield opened
+
+
+def png(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def test_a_promoted_trial_is_loaded_by_its_alias_and_detects_what_its_weights_do(
+    lab: Lab, home: Path
+) -> None:
+    assert promote(lab, "tiny", "elastic@0.5", None, "detector", "champion") == "1"
+    assert promote(lab, "tiny", "elastic@0.2", 1, "detector", "cheap") == "2"
+    tracker = lab.tracker
+    assert isinstance(tracker, MlflowTracker)
+    version = tracker._client.get_model_version_by_alias("detector", "cheap")
+    assert version.tags["focus_lab.cell"] == "elastic@0.2"
+    assert version.tags["focus_lab.seed"] == "1"
+    # Elsewhere, without this repository on the path: the model brings its code along.
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED_ELSEWHERE, tracker.uri, "models:/detector@champion",
+         base64.b64encode(png()).decode()],
+        capture_output=True, text=True, cwd=home, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert not found["package"].startswith(str(Path(__file__).parents[3]))
+    [answer] = found["answer"]
+    [folder] = (home / "tiny" / "trials").glob("*seed3*")
+    best = latest_path(checkpoint_folder(folder))
+    assert best is not None
+    predictor = Predictor(best)
+    image = torch.from_numpy(np.array(Image.open(io.BytesIO(png())))).permute(2, 0, 1)
+    expected = predictor(image)
+    assert answer["scores"] == pytest.approx(expected.scores.tolist(), rel=1e-4)
+    np.testing.assert_allclose(answer["boxes_xyxy"], expected.boxes_xyxy.numpy(), atol=1e-2)
+    assert set(answer["labels"]) <= set(predictor.class_names)
+    assert len(answer["labels"]) == len(expected.labels) > 0
+
+
+def test_what_cannot_be_promoted_is_said(lab: Lab) -> None:
+    with pytest.raises(UserError, match=r"no such cell, got 'dense'; cells are elastic@0\.2, elas"):
+        promote(lab, "tiny", "dense", None, "detector", "champion")
+    with pytest.raises(UserError, match=r"has succeeded, got 9; done are 3, 1"):
+        promote(lab, "tiny", "elastic@0.2", 9, "detector", "champion")
+
+
+def test_without_a_shared_view_the_page_opens_on_the_trials(lab: Lab, home: Path) -> None:
+    assert f"viewStateShareKey={VIEW_KEY}" in page_url("tiny", home, None, None, "http://x")
+    tracker, tracking_id = lab.tracker, lab.store.experiment("tiny").tracking_id
+    assert isinstance(tracker, MlflowTracker)
+    assert tracking_id is not None
+    tracker._client.delete_experiment_tag(tracking_id, f"mlflow.sharedViewState.{VIEW_KEY}")
+    url = page_url("tiny", home, None, None, "http://x")
+    assert "viewStateShareKey" not in url
+    assert f"#/experiments/{tracking_id}/runs?" in url
+    assert "searchFilter=tags.%60focus_lab.trial_id%60%20LIKE%20%27%25%27" in url
