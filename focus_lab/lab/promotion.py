@@ -14,7 +14,7 @@ from focus_lab.lab.store import Trial
 from focus_lab.specs.compose import override
 from focus_lab.specs.plan import readings
 from focus_lab.training import checkpoint as checkpoints
-from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.folder import BEST, checkpoint_folder
 
 FILE = "checkpoint.pt"
 _RATIO = "model.token_selection.keep_ratio"
@@ -52,7 +52,7 @@ def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias:
         wanted = "any" if seed is None else seed
         raise UserError(f"--seed: no trial of {cell} has succeeded, got {wanted}; done are {have}")
     folder = checkpoint_folder(trial_folder(experiment, chosen))
-    kept = [path for path in checkpoints.newest_and_best(folder) if path.name == checkpoints.BEST]
+    kept = [path for path in checkpoints.newest_and_best(folder) if path.name == BEST]
     path = kept[0] if kept else checkpoints.latest_path(folder)
     if path is None:
         raise UserError(
