@@ -82,10 +82,15 @@ class Lab:
             patience = Patience(note=progress.note)
             driver = Driver(self.store, self.tracker, executor, progress, _load_ahead, patience)
             begun: Plan | None = patience(lambda: self._as_far_as_searched(spec, plan))
+            retried = cells
             while begun is not None:
-                experiment = self.store.record(spec, begun, folder, cells)
+                experiment = self.store.record(spec, begun, folder, retried)
                 driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+                # Once a call: the next batches leave what failed in this one as it is.
+                retried = tuple(cell.name for cell in begun.cells)
                 begun = None if cells else patience(lambda: self._next_plan(spec))
+                if begun is not None:
+                    retried = tuple(c.name for c in begun.cells if c.name not in retried)
             patience(lambda: self._measure_latency(experiment))
             patience(lambda: self.report(experiment.name))
             return patience(lambda: self.store.experiment(spec.name))
