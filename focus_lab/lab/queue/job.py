@@ -178,6 +178,8 @@ def _on_ray(spec: ExperimentSpec, attempt: Attempt) -> Executor:
 
 def main() -> None:
     """Entry point."""
+    # Whoever started the cluster in the background of a shell has left it deaf to this one.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
     console = Console(stderr=True, width=200, highlight=False, markup=False)
     experiment_id, number = sys.argv[1], int(sys.argv[2])

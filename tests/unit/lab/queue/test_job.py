@@ -324,7 +324,7 @@ def test_on_ray_as_many_trials_run_side_by_side_as_were_granted(
 @pytest.fixture
 def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Calls the entry point with another `run`; returns its exit code."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def call(run: Callable[..., int]) -> Any:
         monkeypatch.setattr(job, "run", run)
@@ -334,7 +334,8 @@ def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
         return ended.value.code
 
     yield call
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
