@@ -16,7 +16,7 @@ from focus_lab.client import models
 from focus_lab.errors import SpecError
 from focus_lab.lab.queue.registry import Registry
 from focus_lab.specs.base import fingerprint
-from focus_lab.specs.compose import Document, parse_untrusted
+from focus_lab.specs.compose import Document, parse_untrusted, parse_untrusted_json
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
 from focus_lab.specs.plan import Plan, num_trials, plan
@@ -38,8 +38,8 @@ BODY: dict[str, Any] = {
 _COST_SECONDS = 120
 
 
-async def read_body(request: Request) -> str:
-    """The text of a request that has a spec.
+async def read_body(request: Request) -> tuple[str, bool]:
+    """The text of a request that has a spec, and whether it is JSON.
 
     Raises:
         ProblemError: its content type is not one of ours, or it is no UTF-8.
@@ -51,24 +51,27 @@ async def read_body(request: Request) -> str:
             f"Content-Type: must be {JSON_TYPE} or {YAML_TYPES[0]}, got {kind[:60]!r}",
         )  # fmt: skip
     try:
-        return (await request.body()).decode("utf-8")
+        return (await request.body()).decode("utf-8"), kind == JSON_TYPE
     except UnicodeDecodeError as error:
         raise ProblemError(400, "spec-invalid", f"request: must be UTF-8, got {error}") from None
 
 
-def read_spec(text: str, registry: Registry, most_trials: int) -> tuple[ExperimentSpec, Plan]:
+def read_spec(
+    text: str, registry: Registry, most_trials: int, *, is_json: bool
+) -> tuple[ExperimentSpec, Plan]:
     """A spec and its plan.
 
     Args:
-        text: YAML or JSON.
+        text: of the request.
         registry: data sets, weights and storages by name.
         most_trials: of an experiment.
+        is_json: whether it is JSON; mistakes in YAML have their lines.
 
     Raises:
         SpecError: anything is wrong with it; all mistakes at once.
     """
-    # JSON is YAML: one reader, with the lines of mistakes.
-    document = parse_untrusted(text, "request")
+    parse = parse_untrusted_json if is_json else parse_untrusted
+    document = parse(text, "request")
     resolved = Document(registry.resolve(document.content), document.origins)
     spec = validate_as(ExperimentSpec, resolved.content, resolved.locate)
     if (wanted := num_trials(spec)) > most_trials:

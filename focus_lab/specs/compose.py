@@ -182,7 +182,51 @@ def parse_untrusted(text: str, name: str) -> Document:
         # Said with its line below.
         if depth > _DEEPEST:
             raise SpecError(f"{name}: is too deep for a spec; nest it less") from None
-    document = parse(text, name)
+    return _harmless(parse(text, name), name)
+
+
+def parse_untrusted_json(text: str, name: str) -> Document:
+    """As `parse_untrusted`, for JSON alone: many times as fast, and without the lines of mistakes.
+
+    Raises:
+        SpecError: it is not a JSON object, or is made to take time or memory.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        reason = "too many levels" if isinstance(error, RecursionError) else str(error)
+        raise SpecError(f"{name}: is not usable JSON, got {reason}; mend it") from None
+    if not isinstance(content, dict):
+        raise SpecError(
+            f"{name}: a spec is a mapping, got {type(content).__name__}; see experiments/README.md"
+        )
+    level: list[Any] = [content]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
+        ]
+    if level:
+        raise SpecError(f"{name}: is too deep for a spec; {_DEEPEST} levels are allowed")
+    return _harmless(Document(content), name)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{twice!r} twice in one mapping")
+    return found
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text}, which is no number of JSON")
+
+
+def _harmless(document: Document, name: str) -> Document:
     try:
         json.dumps(document.content, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
@@ -192,8 +236,9 @@ def parse_untrusted(text: str, name: str) -> Document:
     except ValueError:
         raise SpecError(f"{name}: has a number too long to be written; shorten it") from None
     if EXTENDS in document.content:
+        where = document.locate((EXTENDS,)) or name
         raise SpecError(
-            f"{document.locate((EXTENDS,))}: extends: files of the sender are not known here; send "
+            f"{where}: extends: files of the sender are not known here; send "
             "the composed spec, as `focus-lab sweep --server` does"
         )
     return document

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -67,10 +68,13 @@ async def submit(
     ] = None,
 ) -> models.Plan | Response:
     """Queue an experiment. The same spec again continues it, or finds it where it is."""
-    text = await read_body(request)
+    text, is_json = await read_body(request)
     queue = state.queue
     spec, planned = await run_in_threadpool(
-        read_spec, text, queue.policy.registry, queue.policy.most_trials
+        functools.partial(read_spec, is_json=is_json),
+        text,
+        queue.policy.registry,
+        queue.policy.most_trials,
     )
     if plan:
         response.status_code = 200

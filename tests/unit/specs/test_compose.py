@@ -13,6 +13,7 @@ from focus_lab.specs.compose import (
     override,
     parse,
     parse_untrusted,
+    parse_untrusted_json,
     read,
     with_overrides,
 )
@@ -167,6 +168,34 @@ def test_a_text_of_a_stranger_that_is_no_small_plain_mapping_is_refused(
         parse_untrusted(text, "request")
     assert sentence in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[" * 100_000, "is not usable JSON, got too many levels"),
+        ('{"a": ' * 50 + "1" + "}" * 50, "is too deep for a spec; 40 levels are allowed"),
+        ('{"a": NaN}', "got NaN, which is no number of JSON"),
+        ('{"a": -Infinity}', "got -Infinity"),
+        ('{"a": ' + "9" * 5000 + "}", "is not usable JSON"),
+        ('{"a": 1, "a": 2}', "got 'a' twice in one mapping"),
+        ("[1]", "a spec is a mapping, got list"),
+        ("{", "is not usable JSON"),
+        ("", "is not usable JSON"),
+        ('{"extends": "x"}', "request: extends: files of the sender"),
+        (r'{"a": "\ud800"}', "has half a character"),
+    ],
+)
+def test_json_of_a_stranger_is_held_to_the_same(text: str, sentence: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        parse_untrusted_json(text, "request")
+    assert sentence in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_json_is_read_as_yaml_reads_it() -> None:
+    text = '{"name": "x", "a": [1, 2.5, 1e-4, true, null, {"b": "c"}], "d": -3}'
+    assert parse_untrusted_json(text, "x").content == parse_untrusted(text, "x").content
 
 
 def test_a_plain_text_of_a_stranger_is_read_as_ours() -> None:
