@@ -84,6 +84,7 @@ class QueueRow(Base):
     __tablename__ = "focus_lab_queue"
     __table_args__ = (
         Index("ix_queue_state", "state"),
+        Index("ix_queue_name", "name"),
         Index("ix_queue_user", "user", "state"),
         Index("ix_queue_project", "project", "state"),
         Index("ix_queue_submitted", "submitted_at", "experiment_id"),

@@ -45,6 +45,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Text()),
     )
     op.create_index("ix_queue_state", "focus_lab_queue", ["state"])
+    op.create_index("ix_queue_name", "focus_lab_queue", ["name"])
     op.create_index("ix_queue_user", "focus_lab_queue", ["user", "state"])
     op.create_index("ix_queue_project", "focus_lab_queue", ["project", "state"])
     op.create_index("ix_queue_submitted", "focus_lab_queue", ["submitted_at", "experiment_id"])
