@@ -7,6 +7,7 @@ FocusLabError
 │   ├── WeightsError          a checkpoint or weight file does not fit
 │   └── OutputError           a place to write to is not writable
 │       └── StorageUnreachableError  compute.storage does not answer: it may come back
+├── ClusterUnreachableError   no Ray cluster answers: it may come back
 ├── StoreError                the lab's store cannot be used
 │   └── StoreUnreachableError    it does not answer: it may come back
 ├── TrackerError              MLflow cannot be used
@@ -62,6 +63,10 @@ class OutputError(UserError):
 
 class StorageUnreachableError(OutputError):
     """The place named by compute.storage does not answer; check that it can be reached."""
+
+
+class ClusterUnreachableError(UserError):
+    """No Ray cluster answers; start one with `ray start --head`, or leave out --address."""
 
 
 class StoreError(UserError):

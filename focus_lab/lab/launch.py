@@ -113,8 +113,7 @@ def check_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     # Here and not above: it imports torch, which takes seconds, in a thread of its own.
     from focus_lab.data.dataset import build_datasets
     from focus_lab.data.loader import build_train_loader
-    from focus_lab.model.focus_detr import build_model
-    from focus_lab.training.fit import input_digests
+    from focus_lab.training.fit import build_start, input_digests
 
     opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
     built: set[str] = set()
@@ -127,11 +126,14 @@ def check_inputs(plan: Plan) -> dict[str, dict[str, str]]:
             opened[data] = build_datasets(spec.data)
         train_set, val_set = opened[data]
         build_train_loader(train_set, spec.data, batch_size=spec.training.batch_size, seed=0)
-        backbone = spec.model.backbone.model_dump_json()
-        if backbone not in built:
-            build_model(spec.model, len(train_set.class_names))
-            built.add(backbone)
-        if (data, backbone) not in digests:
-            digests[data, backbone] = input_digests(spec, train_set, val_set)
-        by_cell[cell.name] = digests[data, backbone]
+        start = spec.training.start_from
+        # What starts from a whole detector must fit as a whole.
+        part = spec.model if start else spec.model.backbone
+        weights = f"{start} {part.model_dump_json()}"
+        if weights not in built:
+            build_start(spec, len(train_set.class_names))
+            built.add(weights)
+        if (data, weights) not in digests:
+            digests[data, weights] = input_digests(spec, train_set, val_set)
+        by_cell[cell.name] = digests[data, weights]
     return by_cell

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import focus_lab
-from focus_lab.errors import UserError
+from focus_lab.errors import ClusterUnreachableError, UserError
 from focus_lab.lab.executor import Listener, TrialJob
 from focus_lab.lab.failure import LOST, Failure, explain_failure
 from focus_lab.lab.head_watch import HeadWatch
@@ -103,7 +103,7 @@ class TuneExecutor:
             if self._address is None:
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(
+            raise ClusterUnreachableError(
                 f"--address: no Ray cluster answers, got {self._address!r}: {reason}; "
                 "start one with `ray start --head`, and check RAY_AUTH_TOKEN"
             ) from None

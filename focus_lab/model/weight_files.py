@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,8 +29,8 @@ def read_weights(source: str) -> dict[str, Tensor]:
 
     Args:
         source: path of a .pth, .pt or .safetensors file, or `package:MODULE` for the single one
-            that an installed package ships. A state dict under the key `model` or `state_dict` is
-            taken out.
+            that an installed package ships. A state dict under the key `ema` (averaged weights),
+            `model` or `state_dict` is taken out.
 
     Raises:
         WeightsError: when there is no such file or it holds no state dict.
@@ -46,7 +46,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
             f"weights: the file cannot be read as tensors, got {source!r}; save a plain state dict "
             "with torch.save or as .safetensors"
         ) from error
-    for key in ("model", "state_dict"):
+    for key in ("ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping):
@@ -117,6 +117,40 @@ def check_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], w
         )
     if problems:
         raise WeightsError("\n".join(problems))
+
+
+def load_fitting_weights(
+    module: nn.Module, state: Mapping[str, Tensor], where: str
+) -> tuple[str, ...]:
+    """Load what fits `module` by name and shape; the rest of it stays as it is.
+
+    Args:
+        module: the model.
+        state: of a detector that may have fewer or other parts, or other classes.
+        where: begins the message.
+
+    Returns:
+        Names of the module's tensors that have no counterpart.
+
+    Raises:
+        WeightsError: less than half of the module's numbers have one: they are another model's.
+    """
+    expected = module.state_dict()
+    fitting = {
+        name: state[name]
+        for name, tensor in expected.items()
+        if name in state and state[name].shape == tensor.shape
+    }
+    fresh = tuple(name for name in expected if name not in fitting)
+    found, total = (sum(t.numel() for t in one.values()) for one in (fitting, expected))
+    if 2 * found < total:
+        raise WeightsError(
+            f"{where}: are those of another model, got {100 * found / total:.0f} % of its numbers "
+            f"under the same name and shape, none for {_some(fresh)}; "
+            "give weights of a model of the same sizes"
+        )
+    module.load_state_dict(fitting, strict=False)
+    return fresh
 
 
 def load_backbone_weights(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -235,6 +269,6 @@ def _inside_package(name: str) -> Path:
     return files[0]
 
 
-def _some(names: list[str]) -> str:
+def _some(names: Sequence[str]) -> str:
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

@@ -49,6 +49,8 @@ class TrialSpec(Spec):
     def reads_files(self) -> bool:
         """Whether images, weights or another library's model must be there for it to train."""
         backbone = self.model.backbone
+        if self.training.start_from is not None:
+            return True
         if backbone.kind == "timm" or (backbone.kind == "resnet" and backbone.weights is not None):
             return True
         return self.data.kind == "coco"

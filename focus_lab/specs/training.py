@@ -127,6 +127,10 @@ class TrainingSpec(Spec):
     """Averaged weights."""
     elastic: ElasticTraining = added(ElasticTraining())
     """One training for every keep ratio."""
+    start_from: str | None = added(None)
+    """Weights of a detector to start from instead of fresh ones: a trial's checkpoint, one made by
+    `convert`, or a state dict. Parts that it lacks (a scorer, class heads of other classes) start
+    afresh; the trial's manifest names them."""
     evaluate_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
     evaluation_batch_size: PositiveInt = 1

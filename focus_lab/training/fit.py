@@ -17,7 +17,7 @@ from focus_lab.data.transforms import EvalTransform
 from focus_lab.errors import DataError, EffectiveSpecError, PreemptedError, WeightsError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
-from focus_lab.model.weight_files import weights_digest
+from focus_lab.model.weight_files import load_fitting_weights, read_weights, weights_digest
 from focus_lab.ops import library_state
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import TrialSpec
@@ -108,7 +108,8 @@ def fit(
     train_set, val_set = build_datasets(spec.data)
     torch.manual_seed(spec.seed)
     reset_peak_memory(device)
-    model = build_model(spec.model, len(train_set.class_names)).to(device)
+    model, fresh = build_start(spec, len(train_set.class_names))
+    model.to(device)
     _check_effective(spec, model)
     digests = input_digests(spec, train_set, val_set)
     _check_same_everywhere(workers.gather(digests))
@@ -126,6 +127,7 @@ def fit(
         saved = checkpoints.latest(checkpoint_folder(folder))
         if saved is None:
             manifest = _manifest(spec, model, train_set, val_set, workers)
+            manifest["started_afresh"] = fresh
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         else:
             check_same_inputs(folder, digests)
@@ -169,6 +171,27 @@ def fit(
         if storage:
             storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
+
+
+def build_start(spec: TrialSpec, num_classes: int) -> tuple[FocusDETR, tuple[str, ...] | None]:
+    """The detector as its training starts.
+
+    Args:
+        spec: the trial.
+        num_classes: C.
+
+    Returns:
+        The detector, and the names of its tensors that `training.start_from` has nothing for;
+        None when all of it starts afresh.
+
+    Raises:
+        UserError: the model cannot be built, or weights do not fit.
+    """
+    source = spec.training.start_from
+    model = build_model(spec.model, num_classes, load_backbone=source is None)
+    if source is None:
+        return model, None
+    return model, load_fitting_weights(model, read_weights(source), "training.start_from")
 
 
 def load_model(saved: Checkpoint, device: torch.device) -> FocusDETR:
@@ -453,6 +476,8 @@ def input_digests(
     weights = getattr(spec.model.backbone, "weights", None)
     if weights is not None:
         digests["model.backbone.weights"] = weights_digest(weights)
+    if spec.training.start_from is not None:
+        digests["training.start_from"] = weights_digest(spec.training.start_from)
     return digests
 
 

@@ -121,6 +121,7 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
         service.kill()
         service.start()
         # Cancelled while it waits or runs, and begun again.
+        assert now("two").state != "FAILED", now("two").message
         client.cancel("two")
         wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 120)
         client.retry("two")

@@ -268,3 +268,14 @@ class TestWithLimits:
         assert "got '/etc'" in answer.json()["detail"]
         content["sweep"] = {}
         assert client.post("/experiments?plan=true", json=content).status_code == 200
+
+    def test_training_starts_from_registered_weights_only(
+        self, client: TestClient, spec: Spec
+    ) -> None:
+        content = spec("one")
+        content["training"]["start_from"] = "/srv/weights.pt"
+        answer = client.post("/experiments?plan=true", json=content)
+        assert code_of(answer) == (400, "spec-invalid")
+        assert "training.start_from: is not registered" in answer.json()["detail"]
+        content["training"]["start_from"] = "@lite0"
+        assert client.post("/experiments?plan=true", json=content).status_code == 200

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from focus_lab.errors import (
+    ClusterUnreachableError,
     FocusLabError,
     StorageUnreachableError,
     StoreError,
@@ -148,6 +149,7 @@ def _carry_out(
             lab.sweep(spec, planned, executor, progress, leased=True)
             return _outcome(lab, stored.id)
     except (
+        ClusterUnreachableError,
         LeaseHeldError,
         StoreUnreachableError,
         TrackerUnreachableError,

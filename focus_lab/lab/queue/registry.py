@@ -22,7 +22,8 @@ class Registry(Spec):
     datasets: dict[str, str] = Field(default={})
     """Name -> folder, the same on every machine; `data.root: "@name"` in a spec."""
     weights: dict[str, str] = Field(default={})
-    """Name -> file, or `package:MODULE`; `model.backbone.weights: "@name"`."""
+    """Name -> file, or `package:MODULE`; `model.backbone.weights: "@name"` and
+    `training.start_from: "@name"`."""
     storages: dict[str, str] = Field(default={})
     """Name -> folder or URL; `compute.storage: "@name"`."""
 
@@ -70,6 +71,9 @@ class Registry(Spec):
         weights = getattr(spec.model.backbone, "weights", None)
         if weights is not None and weights not in self.weights.values():
             found.append(_unknown("model.backbone.weights", weights, self.weights))
+        start = spec.training.start_from
+        if start is not None and start not in self.weights.values():
+            found.append(_unknown("training.start_from", start, self.weights))
         storage = spec.compute.storage
         if storage is not None and storage not in self.storages.values():
             found.append(_unknown("compute.storage", storage, self.storages))
@@ -96,6 +100,7 @@ class Registry(Spec):
         for ending, kind in (
             ("data.root", "datasets"),
             ("backbone.weights", "weights"),
+            ("training.start_from", "weights"),
             ("compute.storage", "storages"),
         ):
             if dotted.endswith(ending):

@@ -15,7 +15,7 @@ ABLATIONS = {
     "dual_attention": 8,
     "value_source": 6,
     "foreground_labels": 5,
-    "rivals": 9,
+    "rivals": 10,
 }
 
 
@@ -55,6 +55,7 @@ def test_at_full_size_the_base_is_the_release_and_the_cells_are_the_same(
 def test_what_is_compared_at_equal_keep_ratio_has_it(name: str, tmp_path: Path) -> None:
     for plan in (load_experiment(EXPERIMENTS / f"{name}.yaml")[1], full_size(name, tmp_path)):
         ratios = mean_keep_ratios(plan)
+        assert ratios.pop("no-refinement", 0.0) < 0.01
         assert ratios.pop("dense", 1.0) == 1.0
         assert ratios.pop("salience-like", 0.3) == pytest.approx(0.3, abs=0.01)
         assert ratios == pytest.approx(dict.fromkeys(ratios, 0.3))

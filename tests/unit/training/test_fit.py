@@ -21,7 +21,7 @@ from focus_lab.specs.metrics import is_metric
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training import evaluation
 from focus_lab.training import fit as training_fit
-from focus_lab.training.fit import fit, load_model
+from focus_lab.training.fit import build_start, fit, load_model
 from focus_lab.training.folder import STOPPED, checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
 from focus_lab.training.scoring import Evaluator, Found, Scores, coco_scores
@@ -405,3 +405,40 @@ def test_a_trial_does_not_go_on_with_other_images(tiny_trial: MakeTrial, tmp_pat
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"data\.val: has changed since the trial in .* began"):
         fit(spec, MemoryReporter(), tmp_path)
+
+
+def test_a_trial_starts_from_the_averaged_weights_of_another_whatever_its_own_parts(
+    tiny_trial: MakeTrial, tmp_path: Path
+) -> None:
+    one = {"epochs": 1, "ema": {"enabled": True}}
+    fit(tiny_trial(training=one), MemoryReporter(), tmp_path / "first")
+    source = checkpoints.latest_path(checkpoint_folder(tmp_path / "first"))
+    averaged = weights(tmp_path / "first")["ema"]
+    spec = tiny_trial(
+        model={"token_selection": {"scoring": {"kind": "objectness"}}},
+        training={"epochs": 1, "start_from": str(source)},
+    )
+    model, fresh = build_start(spec, num_classes=9)
+    assert fresh is not None
+    assert {name.partition(".")[0] for name in fresh} == {
+        "class_heads", "denoising", "token_selector"
+    }  # fmt: skip
+    for name, value in model.state_dict().items():
+        assert name in fresh or torch.equal(value, averaged[name]), name
+    # Its own classes have their heads, and what is recorded is what was done.
+    fit(spec, MemoryReporter(), tmp_path / "second")
+    manifest = json.loads((tmp_path / "second" / "manifest.json").read_text())
+    assert manifest["inputs"]["training.start_from"]
+    assert manifest["started_afresh"]
+    assert not any(name.startswith("class_heads") for name in manifest["started_afresh"])
+
+
+def test_weights_of_other_sizes_are_no_start(tiny_trial: MakeTrial, tmp_path: Path) -> None:
+    fit(tiny_trial(training={"epochs": 1}), MemoryReporter(), tmp_path)
+    source = str(checkpoints.latest_path(checkpoint_folder(tmp_path)))
+    wider = tiny_trial(model={"hidden_dim": 64}, training={"start_from": source})
+    with pytest.raises(WeightsError, match=r"training.start_from: are those of another model, got"):
+        build_start(wider, num_classes=3)
+    missing = tiny_trial(training={"start_from": "nowhere.pt"})
+    with pytest.raises(WeightsError, match=r"there is no such file, got 'nowhere.pt'"):
+        build_start(missing, num_classes=3)

@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from focus_lab.errors import DataError, FocusLabError, StoreError, StoreUnreachableError
+from focus_lab.errors import (
+    ClusterUnreachableError,
+    DataError,
+    FocusLabError,
+    StoreError,
+    StoreUnreachableError,
+)
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
 from focus_lab.lab.failure import Failure
 from focus_lab.lab.lab import Lab
@@ -285,14 +291,15 @@ def test_events_that_cannot_be_written_stop_nothing(
     assert kinds.count("trial") == 1
 
 
-def test_a_store_that_stays_away_says_nothing_of_the_experiment(
-    driver: Driver, attempt: Attempt, settle: Any
+@pytest.mark.parametrize("error", [StoreUnreachableError, ClusterUnreachableError])
+def test_a_store_or_cluster_that_stays_away_says_nothing_of_the_experiment(
+    driver: Driver, attempt: Attempt, settle: Any, error: type[FocusLabError]
 ) -> None:
     def away() -> None:
-        raise StoreUnreachableError("the store is away")
+        raise error("it is away")
 
     driver.executor.meanwhile = away
-    with pytest.raises(StoreUnreachableError):
+    with pytest.raises(error):
         driver(attempt)
     again = settle(attempt.entry)
     assert (again.state, again.losses, again.message) == (S.QUEUED, 1, None)
