@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,6 +28,7 @@ from service.routes import contents, events, experiments, system
 from service.state import State
 
 _THREADS, _TIDY_S = 12, 3600.0
+_TURN_S = 0.0005
 
 log = structlog.get_logger("focus_lab.service")
 
@@ -47,6 +50,14 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
     async def beside(app: FastAPI) -> AsyncIterator[None]:
         # Most of a request is Python's own work, which threads only take from each other.
         to_thread.current_default_thread_limiter().total_tokens = _THREADS
+        # While the queue is looked through, each turn of a request would wait for Python's 5 ms.
+        sys.setswitchinterval(_TURN_S)
+        with contextlib.suppress(StoreError):
+            # Before anybody waits for it.
+            await asyncio.to_thread(state.board.places)
+        # What is loaded now stays; to look through it for garbage again and again takes long.
+        gc.collect()
+        gc.freeze()
         stop = threading.Event()
         thread = threading.Thread(
             target=dispatcher.run if dispatcher else lambda stop: None,

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from focus_lab.lab.queue.entry import Entry
-from focus_lab.lab.queue.queue import Submitter
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.tokens import Scope
 from service.problems import ProblemError
 from service.state import State, state_of

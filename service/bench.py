@@ -26,8 +26,9 @@ import httpx2
 
 from focus_lab.errors import FocusLabError
 from focus_lab.lab.queue.policy import Policy, Quota, Quotas
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.store import Store
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
@@ -43,6 +44,7 @@ _SPEC: dict[str, Any] = {
 _POLICY = Policy(quotas=Quotas(default_user=Quota()))
 GOALS_MS = {"list": 50.0, "detail": 50.0, "submit": 100.0}
 """Of the 99th percentile."""
+_WARM_S = 2.0
 
 _SERVER = """
 import sys
@@ -111,6 +113,7 @@ def host(url: str, port: int, folder: str) -> None:
     from focus_lab.lab.queue.leadership import Leadership
     from focus_lab.lab.tracking import MemoryTracker
     from service.app import create_app
+    from service.lookout import Lookout
     from service.serve import configure_logs, open_queue
     from service.settings import Settings
     from service.state import State
@@ -123,8 +126,9 @@ def host(url: str, port: int, folder: str) -> None:
         queue = Queue(opened.store, _POLICY)
         jobs, owner = MemoryJobs(), new_owner()
         dispatcher = Dispatcher(queue, jobs, Leadership(opened.store.database, owner), owner)
-        app = create_app(State(settings, queue, jobs, MemoryTracker), dispatcher)
-        uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
+        with contextlib.closing(Lookout(url, _POLICY)) as look:
+            app = create_app(State(settings, queue, jobs, MemoryTracker, look), dispatcher)
+            uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
 
 
 def _fill(queue: Queue, folder: Path, count: int) -> list[str]:
@@ -184,7 +188,8 @@ async def _load(
             async def one(number: int, case: str = case) -> float:
                 return await _timed(client, case, number, ids)
 
-            await asyncio.gather(*(one(-1 - k) for k in range(3)))  # connections, caches
+            # A server that has run for a while: connections, prepared statements, caches.
+            await _paced(one, pace, _WARM_S)
             before = _cpu_s(pid)
             took = await _paced(one, pace, seconds)
             rows.append(_row(case, took, pace, _cpu_s(pid) - before))

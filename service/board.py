@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Mapping
 
+from focus_lab.errors import StoreError
 from focus_lab.lab.queue.admission import Capacity, Place, Resources
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.dispatcher import decide_now
@@ -22,13 +25,12 @@ class Board:
     """Positions and reasons, by the same rule that the dispatcher goes by.
 
     Args:
-        queue: submitted experiments.
-        attempts: what holds capacity.
+        look: looks through the queue; gives everybody's place.
     """
 
-    def __init__(self, queue: Queue, attempts: Attempts) -> None:
-        self._queue, self._attempts = queue, attempts
-        self._places: dict[str, Place] = {}
+    def __init__(self, look: Callable[[], Mapping[str, Place]]) -> None:
+        self._look = look
+        self._places: Mapping[str, Place] = {}
         self._next = 0.0
         self._looking = threading.Lock()
 
@@ -38,36 +40,53 @@ class Board:
             return None
         return self.places().get(entry.id)
 
-    def places(self) -> dict[str, Place]:
+    def places(self) -> Mapping[str, Place]:
         """Everybody's place, about a second old, in a queue of ten thousand some seconds."""
-        # Whoever comes while another one looks takes what there was before.
         if time.monotonic() > self._next and self._looking.acquire(blocking=not self._next):
-            try:
-                begun = time.monotonic()
-                self._look()
-                took = time.monotonic() - begun
-                self._next = time.monotonic() + max(_FRESH_S, took / _SHARE)
-            finally:
-                self._looking.release()
+            if not self._next:
+                self._renew()
+            else:
+                # Nobody waits for it: until it is done there is what was before.
+                threading.Thread(target=self._renew_later, name="board", daemon=True).start()
         return self._places
+
+    def _renew(self) -> None:
+        begun = time.monotonic()
+        try:
+            self._places = self._look()
+        finally:
+            took = time.monotonic() - begun
+            self._next = time.monotonic() + max(_FRESH_S, took / _SHARE)
+            self._looking.release()
+
+    def _renew_later(self) -> None:
+        # A store that is away is told to whoever asks it; places are looked for again.
+        with contextlib.suppress(StoreError):
+            self._renew()
 
     def look_again(self) -> None:
         """Look through the queue at the next question."""
         self._next = 0.0
 
-    def _look(self) -> None:
-        database = self._queue.store.database
-        lead = leader(database)
-        decision = decide_now(self._queue, self._attempts, _capacity(lead), self._queue.waiting())
-        note = None
-        if lead is None:
-            note = "no dispatcher runs; start one with `focus-lab serve` or `focus-lab dispatch`"
-        elif is_draining(database):
-            note = "the dispatcher is draining: nothing starts until an administrator ends it"
-        self._places = {
-            name: place if note is None else Place(place.position, place.reason, note)
-            for name, place in decision.places.items()
-        }
+
+def look_through(queue: Queue, attempts: Attempts) -> dict[str, Place]:
+    """Everybody's place now.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    database = queue.store.database
+    lead = leader(database)
+    decision = decide_now(queue, attempts, _capacity(lead), queue.waiting())
+    note = None
+    if lead is None:
+        note = "no dispatcher runs; start one with `focus-lab serve` or `focus-lab dispatch`"
+    elif is_draining(database):
+        note = "the dispatcher is draining: nothing starts until an administrator ends it"
+    return {
+        name: place if note is None else Place(place.position, place.reason, note)
+        for name, place in decision.places.items()
+    }
 
 
 def _capacity(lead: Lead | None) -> Capacity | None:

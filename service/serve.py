@@ -33,6 +33,7 @@ from focus_lab.lab.store import Store
 from focus_lab.lab.tracking import Tracker
 from focus_lab.training.folder import make_folder
 from service.app import create_app
+from service.lookout import Lookout
 from service.settings import Settings
 from service.state import State
 
@@ -62,7 +63,8 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         if mlflow_port:
             settings = stack.enter_context(mlflow_pages(settings, mlflow_port))
         queue = stack.enter_context(open_queue(settings))
-        state = State(settings, queue, jobs, lambda: make_tracker(settings))
+        look = stack.enter_context(contextlib.closing(Lookout(store_of(settings), queue.policy)))
+        state = State(settings, queue, jobs, lambda: make_tracker(settings), look)
         dispatcher = None
         if settings.dispatch:
             dispatcher = make_dispatcher(queue, jobs)
@@ -177,13 +179,17 @@ def open_queue(settings: Settings) -> Iterator[Queue]:
     Raises:
         OldStoreError: the tables are not current.
     """
-    home = make_folder(settings.home).resolve()
-    url = settings.store or store_url(home)
+    url = store_of(settings)
     database = Database(url, migrate=url.startswith("sqlite"), connections=_CONNECTIONS)
     try:
         yield Queue(Store(database), load_policy(settings.policy))
     finally:
         database.close()
+
+
+def store_of(settings: Settings) -> str:
+    """URL of the store: the one that is named, or SQLite in the folder of results."""
+    return settings.store or store_url(make_folder(settings.home).resolve())
 
 
 def make_tracker(settings: Settings) -> Tracker:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry
 
+from focus_lab.lab.queue.admission import Place
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.events import EventLog
 from focus_lab.lab.queue.jobs import Jobs
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.tokens import Tokens
 from focus_lab.lab.tracking import Tracker
-from service.board import Board
+from service.board import Board, look_through
 from service.feed import Feed
+from service.intake import Intake
 from service.settings import Settings
 
 
@@ -30,12 +32,14 @@ class State:
         queue: submitted experiments.
         jobs: where drivers run.
         make_tracker: makes the tracker when it is first asked: it takes seconds to load.
+        look: looks through the queue; None does it in this process.
     """
 
     settings: Settings
     queue: Queue
     jobs: Jobs
     make_tracker: Callable[[], Tracker]
+    look: Callable[[], Mapping[str, Place]] | None = None
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
 
     def __post_init__(self) -> None:
@@ -43,8 +47,9 @@ class State:
         self.attempts = Attempts(database, self.queue.policy)
         self.events = EventLog(database)
         self.tokens = Tokens(database)
-        self.board = Board(self.queue, self.attempts)
+        self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
+        self.intake = Intake(self.queue)
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
 

@@ -149,8 +149,14 @@ class Database:
         """The clock that leases run by: a server's own, for the machines' clocks may differ."""
         if not self.is_postgresql:
             return now()
-        clock: sa.Function[datetime] = sa.func.clock_timestamp(type_=sa.DateTime(timezone=True))
-        return session.execute(sa.select(clock)).scalar_one()
+        return session.execute(sa.select(self.clock())).scalar_one()
+
+    def clock(self) -> sa.ColumnElement[datetime]:
+        """The same clock, as a part of a statement."""
+        kind = sa.DateTime(timezone=True)
+        if self.is_postgresql:
+            return sa.func.clock_timestamp(type_=kind)
+        return sa.literal(now(), kind)
 
     def _writing(self) -> sa.Engine:
         return self._engine.execution_options(**{_WRITES: True})

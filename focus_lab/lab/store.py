@@ -18,7 +18,7 @@ from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.states import TRANSITIONS, TrialState
 from focus_lab.lab.tables import ExperimentRow, QueueRow, TrialRow
 from focus_lab.specs.experiment import ExperimentSpec
-from focus_lab.specs.plan import Plan
+from focus_lab.specs.plan import Plan, PlannedTrial
 
 _FAILURE_LENGTH = 64
 """What the table has room for; PostgreSQL, unlike SQLite, insists."""
@@ -127,71 +127,46 @@ class Store:
             retried: cells whose failed trials become pending again; empty means all.
         """
         with self.database.session() as session:
-            return self.record_in(session, spec, plan, folder, retried)
+            named = sa.select(ExperimentRow).where(ExperimentRow.name == spec.name)
+            return self.record_in(session, session.scalar(named), spec, plan, folder, retried)
 
     def record_in(
         self,
         session: Session,
+        row: ExperimentRow | None,
         spec: ExperimentSpec,
         plan: Plan,
         folder: Path,
         retried: Sequence[str] = (),
     ) -> Experiment:
-        """As `record`, within a transaction of the caller.
+        """As `record`, within a transaction of the caller, who has looked up the experiment.
 
         Raises:
             sqlalchemy.exc.IntegrityError: somebody else made the experiment at the same moment.
         """
-        content = spec.model_dump(mode="json")
-        row = session.scalar(sa.select(ExperimentRow).where(ExperimentRow.name == spec.name))
-        known: dict[str, TrialRow] = {}
         if row is None:
-            made = {
-                "id": uuid.uuid4().hex, "name": spec.name, "created_at": now(), "spec": content,
-                "folder": str(folder),
-            }  # fmt: skip
-            # A statement, as for the trials below: objects take longer than the database.
-            row = ExperimentRow(**made)
-            session.execute(sa.insert(ExperimentRow).values(**made))
-        else:
-            row.spec, row.folder = content, str(folder)
-            of_experiment = sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
-            known = {trial.fingerprint: trial for trial in session.scalars(of_experiment)}
+            made, trials = new_rows(spec, plan, folder)
+            session.execute(ExperimentRow.insert(), made)
+            session.execute(TrialRow.insert(), trials)
+            return _experiment(ExperimentRow(**made))
+        row.spec, row.folder = spec.model_dump(mode="json"), str(folder)
+        of_experiment = sa.select(TrialRow).where(TrialRow.experiment_id == row.id)
+        known = {trial.fingerprint: trial for trial in session.scalars(of_experiment)}
         for old in known.values():
             old.planned = False
-        # Several hundred at once: as one statement, not as objects.
         new: list[dict[str, Any]] = []
         for position, planned in enumerate(plan.trials):
-            # Compute may differ from the last time; nothing else can, by the fingerprint.
-            values = {
-                "cell": planned.cell,
-                "seed": planned.seed,
-                "position": position,
-                "overrides": planned.overrides,
-                "planned": True,
-                "spec": planned.spec.model_dump(mode="json"),
-            }
             trial = known.get(planned.fingerprint)
             if trial is None:
-                new.append(
-                    values
-                    | {
-                        "id": uuid.uuid4().hex,
-                        "experiment_id": row.id,
-                        "fingerprint": planned.fingerprint,
-                        "state": TrialState.PENDING.value,
-                        "version": 0,
-                        "attempts": 0,
-                    }
-                )
+                new.append(_new_trial(row.id, position, planned))
                 continue
-            for name, value in values.items():
+            for name, value in _trial_values(position, planned).items():
                 setattr(trial, name, value)
             if trial.state == TrialState.FAILED and (not retried or trial.cell in retried):
                 trial.state, trial.version = TrialState.PENDING, trial.version + 1
                 trial.failure = trial.message = trial.ended_at = None
         if new:
-            session.execute(sa.insert(TrialRow), new)
+            session.execute(TrialRow.insert(), new)
         return _experiment(row)
 
     def experiments(self) -> list[Experiment]:
@@ -373,6 +348,33 @@ class Store:
                 sa.update(TrialRow).where(TrialRow.id == trial.id).values(tracking_run_id=run_id)
             )
         return replace(trial, tracking_run_id=run_id)
+
+
+def new_rows(
+    spec: ExperimentSpec, plan: Plan, folder: Path
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Values of a new experiment and of its trials."""
+    made = {
+        "id": uuid.uuid4().hex, "name": spec.name, "created_at": now(),
+        "spec": spec.model_dump(mode="json"), "folder": str(folder),
+    }  # fmt: skip
+    return made, [_new_trial(str(made["id"]), *one) for one in enumerate(plan.trials)]
+
+
+def _new_trial(experiment_id: str, position: int, planned: PlannedTrial) -> dict[str, Any]:
+    return _trial_values(position, planned) | {
+        "id": uuid.uuid4().hex, "experiment_id": experiment_id, "fingerprint": planned.fingerprint,
+        "state": TrialState.PENDING.value, "version": 0, "attempts": 0,
+    }  # fmt: skip
+
+
+def _trial_values(position: int, planned: PlannedTrial) -> dict[str, Any]:
+    """Compute may differ from the last time; nothing else can, by the fingerprint."""
+    return {
+        "cell": planned.cell, "seed": planned.seed, "position": position,
+        "overrides": planned.overrides, "planned": True,
+        "spec": planned.content,
+    }  # fmt: skip
 
 
 def _experiment(row: ExperimentRow) -> Experiment:

@@ -6,7 +6,7 @@ Their names tell them apart from MLflow's, which may live in the same database.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     JSON,
@@ -14,10 +14,13 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Index,
+    Insert,
     Integer,
     String,
+    Table,
     Text,
     UniqueConstraint,
+    insert,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -27,6 +30,11 @@ VERSION_TABLE = "focus_lab_version"
 
 class Base(DeclarativeBase):
     """Base of all tables."""
+
+    @classmethod
+    def insert(cls) -> Insert:
+        """Statement that inserts values: objects take longer than the database does."""
+        return insert(cast("Table", cls.__table__))
 
 
 class ExperimentRow(Base):

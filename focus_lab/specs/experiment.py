@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -43,7 +44,7 @@ class TrialSpec(Spec):
     @property
     def fingerprint(self) -> str:
         """Hash of everything that can change a number: compute is left out."""
-        return fingerprint(self.model_dump(mode="json", exclude={"compute"}))
+        return trial_fingerprint(self.model_dump(mode="json"))
 
     @property
     def reads_files(self) -> bool:
@@ -59,6 +60,11 @@ class TrialSpec(Spec):
     def fills_a_batch(self) -> bool:
         """Whether there are images for one batch; what a folder holds is not known here."""
         return self.data.kind != "shapes" or self.training.batch_size <= self.data.num_train
+
+
+def trial_fingerprint(content: Mapping[str, Any]) -> str:
+    """Fingerprint of a trial's spec as JSON data."""
+    return fingerprint({name: part for name, part in content.items() if name != "compute"})
 
 
 def _check_division(training: TrainingSpec, compute: ComputeSpec) -> None:

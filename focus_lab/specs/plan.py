@@ -7,12 +7,17 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 from focus_lab.errors import SpecError
 from focus_lab.specs.compose import override
-from focus_lab.specs.experiment import ExperimentSpec, GridSearch, OptunaSearch, TrialSpec
+from focus_lab.specs.experiment import (
+    ExperimentSpec,
+    GridSearch,
+    OptunaSearch,
+    TrialSpec,
+    trial_fingerprint,
+)
 from focus_lab.specs.explain import Locate, validate_as
 
 BASELINE = "baseline"
@@ -44,16 +49,15 @@ class PlannedTrial:
     cell: str
     overrides: dict[str, Any]
     spec: TrialSpec
+    content: dict[str, Any]
+    """The spec as JSON data; trials of a cell share its parts."""
+    fingerprint: str
+    """Identity of the trial: hash of all that can change its numbers."""
 
     @property
     def seed(self) -> int:
         """The seed of the trial."""
         return self.spec.seed
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Identity of the trial: hash of all that can change its numbers."""
-        return self.spec.fingerprint
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def plan(
     problems: list[str] = []
     cells: list[Cell] = []
     names_by_print: dict[str, str] = {}
+    contents: dict[str, dict[str, Any]] = {}
     for name, overrides, origin in _points(spec, points):
         where = locate(origin)
         prefix = f"{where}: " if where else ""
@@ -150,7 +155,8 @@ def plan(
         except SpecError as error:
             problems += [f"{prefix}cell {name}: {problem}" for problem in error.problems]
             continue
-        mark = effective.fingerprint
+        content = effective.model_dump(mode="json")
+        mark = trial_fingerprint(content)
         if names_by_print.get(mark) == BASELINE and origin == ("sweep", "axes"):
             # A point of the grid that equals the base stands for the implied baseline.
             cells = [cell for cell in cells if cell.name != BASELINE]
@@ -172,6 +178,7 @@ def plan(
             others = {path: v for path, v in overrides.items() if path not in (_RATIO, _READ)}
             mark = _effective(base, others).fingerprint
         cells.append(Cell(name, overrides, effective, mark == base_print))
+        contents[name] = content
     baseline = spec.sweep.baseline
     by_name = {name: cell.name for cell in cells for name in _names(cell)}
     if baseline is not None and baseline not in by_name and not problems:
@@ -186,11 +193,16 @@ def plan(
     if baseline is not None:
         cells = [replace(cell, is_baseline=cell.name == by_name[baseline]) for cell in cells]
     trials = tuple(
-        PlannedTrial(cell.name, cell.overrides, cell.spec.model_copy(update={"seed": seed}))
-        for seed in spec.sweep.seeds
-        for cell in cells
+        _trial(cell, seed, contents[cell.name]) for seed in spec.sweep.seeds for cell in cells
     )
     return Plan(tuple(cells), trials)
+
+
+def _trial(cell: Cell, seed: int, of_cell: dict[str, Any]) -> PlannedTrial:
+    # From the cell's: to turn the spec of each trial into JSON takes ten times as long.
+    content = of_cell | {"seed": seed}
+    spec = cell.spec.model_copy(update={"seed": seed})
+    return PlannedTrial(cell.name, cell.overrides, spec, content, trial_fingerprint(content))
 
 
 def _points(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
@@ -12,6 +11,9 @@ from focus_lab.client import models
 from focus_lab.errors import FocusLabError
 from focus_lab.lab.queue.entry import Entry, Filters
 from focus_lab.lab.queue.states import Action, QueueState
+from focus_lab.lab.queue.submission import Submission
+from focus_lab.specs.experiment import ExperimentSpec
+from focus_lab.specs.plan import Plan
 from service import views
 from service.auth import Principal, Reader, Writer
 from service.problems import ProblemError, declared
@@ -70,32 +72,33 @@ async def submit(
     """Queue an experiment. The same spec again continues it, or finds it where it is."""
     text, is_json = await read_body(request)
     queue = state.queue
-    spec, planned = await run_in_threadpool(
-        functools.partial(read_spec, is_json=is_json),
-        text,
-        queue.policy.registry,
-        queue.policy.most_trials,
-    )
+
+    def read() -> tuple[ExperimentSpec, Plan]:
+        return read_spec(text, queue.policy.registry, queue.policy.most_trials, is_json=is_json)
+
+    def show_plan() -> models.Plan:
+        spec, planned = read()
+        return plan_view(spec, planned, _costs.of(spec) if cost else None)
+
+    def submission() -> Submission:
+        spec, planned = read()
+        folder = state.home / spec.name
+        return Submission(spec, planned, folder, principal.submitter, priority, idempotency_key)
+
+    def finish(entry: Entry, created: bool) -> Response:
+        found = views.experiment(state, entry)
+        # Written here: the declared union would be tried member by member.
+        return Response(
+            models.Submission(experiment=found, created=created).model_dump_json(),
+            202 if created else 200,
+            {"Location": str(request.url_for("show", experiment=found.id).path)},
+            JSON_TYPE,
+        )
+
     if plan:
         response.status_code = 200
-        costs = await run_in_threadpool(_costs.of, spec) if cost else None
-        return plan_view(spec, planned, costs)
-
-    def put() -> tuple[models.Experiment, bool]:
-        entry, created = queue.submit(
-            spec, planned, state.home / spec.name, principal.submitter,
-            priority=priority, key=idempotency_key,
-        )  # fmt: skip
-        return views.experiment(state, entry), created
-
-    found, created = await run_in_threadpool(put)
-    # Written here: the declared union would be tried member by member.
-    return Response(
-        models.Submission(experiment=found, created=created).model_dump_json(),
-        202 if created else 200,
-        {"Location": str(request.url_for("show", experiment=found.id).path)},
-        JSON_TYPE,
-    )
+        return await run_in_threadpool(show_plan)
+    return await state.intake.put(submission, finish)
 
 
 @router.get("/experiments", responses=declared(400, 422))

@@ -20,7 +20,7 @@ from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import JobStatus, MemoryJobs
-from focus_lab.lab.queue.queue import Submitter
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Trial
 from focus_lab.lab.tables import AttemptRow, QueueRow

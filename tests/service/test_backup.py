@@ -15,8 +15,9 @@ from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.jobs import MemoryJobs
 from focus_lab.lab.queue.leadership import Leadership
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.store import Store
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan

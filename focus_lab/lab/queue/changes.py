@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from focus_lab.errors import UserError
 from focus_lab.lab.database import Database, storable
 from focus_lab.lab.queue.entry import Entry, entry_of
-from focus_lab.lab.queue.events import write_event
+from focus_lab.lab.queue.events import Told, write_events
 from focus_lab.lab.tables import ExperimentRow, QueueRow
 
 TRIES = 20
@@ -86,5 +86,10 @@ def tell(
     data: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the event of a change, within its transaction."""
+    write_events(session, database, [told_of(entry, kind, actor, data)])
+
+
+def told_of(entry: Entry, kind: str, actor: str, data: Mapping[str, Any] | None = None) -> Told:
+    """The event of a change."""
     content = {"name": entry.name, "state": entry.state.value, "version": entry.version}
-    write_event(session, database, entry.id, kind, actor, content | dict(data or {}))
+    return Told(entry.id, kind, actor, content | dict(data or {}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -53,6 +53,28 @@ class Event:
     data: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What is written of an event; its place and time are the database's."""
+
+    experiment_id: str | None
+    kind: str
+    actor: str
+    data: Mapping[str, Any]
+
+
+def write_events(session: Session, database: Database, told: Sequence[Told]) -> None:
+    """Write events, in this order, within the transaction of what they tell."""
+    statement = EventRow.insert()
+    common: dict[str, Any] = {}
+    if database.is_postgresql:
+        transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+        statement = statement.values(transaction=transaction, at=database.clock())
+    else:
+        common = {"transaction": 0, "at": database.now(session)}
+    session.execute(statement, [vars(one) | common for one in told])
+
+
 def write_event(
     session: Session,
     database: Database,
@@ -62,21 +84,7 @@ def write_event(
     data: Mapping[str, Any],
 ) -> None:
     """Write an event within the transaction of what it tells."""
-    transaction: Any = 0
-    at: Any = None
-    if database.is_postgresql:
-        at = sa.func.clock_timestamp()
-        transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
-    session.execute(
-        sa.insert(EventRow).values(
-            transaction=transaction,
-            experiment_id=experiment_id,
-            at=database.now(session) if at is None else at,
-            kind=kind,
-            actor=actor,
-            data=dict(data),
-        )
-    )
+    write_events(session, database, [Told(experiment_id, kind, actor, dict(data))])
 
 
 class EventLog:

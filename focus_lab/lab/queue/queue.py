@@ -6,8 +6,7 @@ only a leading dispatcher may do is fenced as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, UserError
-from focus_lab.lab.database import storable, utc
+from focus_lab.lab.database import Database, utc
 from focus_lab.lab.queue.admission import Resources
 from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
 from focus_lab.lab.queue.entry import (
@@ -27,8 +26,10 @@ from focus_lab.lab.queue.entry import (
     page_cursor,
     read_cursor,
 )
+from focus_lab.lab.queue.events import write_events
 from focus_lab.lab.queue.policy import Policy
 from focus_lab.lab.queue.states import ACTIONS, TERMINAL, Action, QueueState
+from focus_lab.lab.queue.submission import Submission, Submitter, check_priority
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Store
 from focus_lab.lab.tables import (
@@ -37,12 +38,8 @@ from focus_lab.lab.tables import (
     QueueRow,
     TrialRow,
 )
-from focus_lab.specs.base import fingerprint
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
-
-MOST_PRIORITY = 1000
-"""In either direction: without an end to it, somebody could wait without one."""
 
 KEY_LIFE = timedelta(hours=24)
 """How long an Idempotency-Key is remembered."""
@@ -66,14 +63,6 @@ class QuotaError(UserError):
 
 class NotAllowedError(UserError):
     """The experiment's state does not allow it."""
-
-
-@dataclass(frozen=True)
-class Submitter:
-    """Who submits, and for which project."""
-
-    user: str
-    project: str = "default"
 
 
 class Queue:
@@ -123,15 +112,14 @@ class Queue:
             QuotaError: the submitter has as much as allowed.
             UserError: the priority is none.
         """
-        _check_priority(priority)
-        mark = fingerprint(spec.model_dump(mode="json"))
-        request = fingerprint([mark, priority, submitter.project])
+        return self.put(Submission(spec, plan, folder, submitter, priority, key))
+
+    def put(self, submission: Submission) -> tuple[Entry, bool]:
+        """As `submit`."""
         for _ in range(TRIES):
             try:
                 with self._database.session() as session:
-                    return self._submit(
-                        session, spec, plan, folder, submitter, priority, key, mark, request
-                    )
+                    return self._put(session, submission)
             except StaleEntryError:
                 continue
             except StoreError as error:
@@ -139,39 +127,33 @@ class Queue:
                 if not isinstance(error.__cause__, sa.exc.IntegrityError):
                     raise
         raise ActiveError(
-            f"experiment {spec.name}: others change it all the time, got {TRIES} conflicts; "
-            "try again"
+            f"experiment {submission.spec.name}: others change it all the time, got {TRIES} "
+            "conflicts; try again"
         )
 
-    def _submit(
-        self,
-        session: Session,
-        spec: ExperimentSpec,
-        plan: Plan,
-        folder: Path,
-        submitter: Submitter,
-        priority: int,
-        key: str | None,
-        mark: str,
-        request: str,
-    ) -> tuple[Entry, bool]:
-        now = self._database.now(session)
+    def _put(self, session: Session, submission: Submission) -> tuple[Entry, bool]:
+        spec, submitter, key = submission.spec, submission.submitter, submission.key
+        # One question, and an answer in any case: of the clock at least.
+        clock = sa.select(self._database.clock().label("now")).subquery()
+        found = session.execute(
+            sa.select(clock.c.now, ExperimentRow, QueueRow)
+            .select_from(clock)
+            .outerjoin(ExperimentRow, ExperimentRow.name == spec.name)
+            .outerjoin(QueueRow, QueueRow.experiment_id == ExperimentRow.id)
+        ).one()
+        experiment, row = found.ExperimentRow, found.QueueRow
+        now = utc(found.now)
+        assert now is not None
         if key is not None:
             known = session.get(IdempotencyRow, (submitter.user, key))
             created = utc(known.created_at) if known else None
             if known is not None and created is not None and created > now - KEY_LIFE:
-                if known.fingerprint != request:
+                if known.fingerprint != submission.request:
                     raise KeyReusedError(
                         f"Idempotency-Key: was used for another request, got {key!r}; "
                         "take a new one"
                     )
                 return find(session, known.experiment_id), False
-        found = session.execute(
-            sa.select(ExperimentRow, QueueRow)
-            .outerjoin(QueueRow, QueueRow.experiment_id == ExperimentRow.id)
-            .where(ExperimentRow.name == spec.name)
-        ).one_or_none()
-        experiment, row = found if found else (None, None)
         entry = entry_of(row) if row is not None else None
         if entry is not None:
             if entry.user != submitter.user:
@@ -179,9 +161,9 @@ class Queue:
                     f"name: is taken by an experiment of {entry.user}, got {spec.name!r}; "
                     "choose another name"
                 )
-            same = entry.fingerprint == mark
+            same = entry.fingerprint == submission.mark
             if same and (not entry.state.is_terminal or entry.state is QueueState.SUCCEEDED):
-                self._remember(session, key, submitter, request, entry.id, now)
+                remember(session, [(submission, entry.id)], now)
                 return entry, False
             if not entry.state.is_terminal:
                 raise ActiveError(
@@ -196,37 +178,18 @@ class Queue:
                     f"{experiment.lease_owner}; wait for its end or choose another name"
                 )
         self._check_queued(session, submitter)
-        recorded = self.store.record_in(session, spec, plan, folder)
-        gang, worker = _needs(spec)
-        values: dict[str, Any] = {
-            "description": storable(spec.description),
-            "project": submitter.project,
-            "fingerprint": mark,
-            "priority": priority,
-            "state": QueueState.QUEUED,
-            "losses": 0,
-            "trials": len(plan.trials),
-            "gang_cpus": gang.cpus,
-            "gang_gpus": gang.gpus,
-            "worker_cpus": worker.cpus,
-            "worker_gpus": worker.gpus,
-            "auto_gpus": _auto_gpus(spec),
-            "queued_at": now,
-            "ended_at": None,
-            "message": None,
-        }
+        recorded = self.store.record_in(
+            session, experiment, spec, submission.plan, submission.folder
+        )
         if entry is None:
-            values |= {
-                "experiment_id": recorded.id, "name": spec.name, "user": submitter.user,
-                "version": 0, "attempt": 0, "submitted_at": now, "started_at": None,
-            }  # fmt: skip
-            session.execute(sa.insert(QueueRow).values(**values))
+            values = submission.new_values(recorded.id, now)
+            session.execute(QueueRow.insert(), values)
             entry = entry_of(QueueRow(**values))
         else:
             # As it was when this was found to be allowed: the row may be another by now.
-            entry = change_entry(session, entry, **values)
-        self._remember(session, key, submitter, request, entry.id, now)
-        tell(session, self._database, entry, "submitted", submitter.user, {"priority": priority})
+            entry = change_entry(session, entry, **submission.values(now))
+        remember(session, [(submission, entry.id)], now)
+        write_events(session, self._database, [submission.event(entry)])
         return entry, True
 
     def act(self, entry_id: str, action: Action, actor: str) -> Entry:
@@ -267,7 +230,7 @@ class Queue:
             NoEntryError: there is no such experiment.
             UserError: the priority is none.
         """
-        _check_priority(priority)
+        check_priority(priority)
 
         def change(session: Session, entry: Entry) -> Entry:
             if entry.priority == priority:
@@ -345,24 +308,9 @@ class Queue:
         raise ActiveError(f"experiment {entry_id}: others change it all the time; try again")
 
     def _check_queued(self, session: Session, submitter: Submitter) -> None:
-        quotas = self.policy.quotas
-        for what, name, limit in (
-            ("user", submitter.user, quotas.of_user(submitter.user).queued),
-            ("project", submitter.project, quotas.of_project(submitter.project).queued),
-        ):
-            if limit is None:
-                continue
-            if self._database.is_postgresql:
-                # One at a time: two that count together would both find room for one.
-                lock = sa.func.hashtextextended(f"focus-lab {what} {name}", 0)
-                session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
-            column = QueueRow.user if what == "user" else QueueRow.project
-            count = session.scalar(
-                sa.select(sa.func.count())
-                .select_from(QueueRow)
-                .where(column == name, QueueRow.state.not_in([s.value for s in _AT_REST]))
-            )
-            if (count or 0) >= limit:
+        for (what, name), limit in limits(self.policy, submitter).items():
+            count = count_queued(session, self._database, what, name)
+            if count >= limit:
                 raise QuotaError(
                     f"quota: {what} {name} has {count} experiments that wait or run; "
                     f"{limit} are allowed"
@@ -381,54 +329,55 @@ class Queue:
             )
         )  # fmt: skip
 
-    def _remember(
-        self,
-        session: Session,
-        key: str | None,
-        submitter: Submitter,
-        request: str,
-        experiment_id: str,
-        now: datetime,
-    ) -> None:
-        if key is not None:
-            # Only now: what a transaction writes before it looks at an entry would give its event
-            # a place before events that it has seen.
-            session.execute(
-                sa.delete(IdempotencyRow)
-                .where(
-                    IdempotencyRow.user == submitter.user,
-                    IdempotencyRow.created_at <= now - KEY_LIFE,
-                )
-                .execution_options(synchronize_session=False)
-            )
-            session.execute(
-                sa.insert(IdempotencyRow).values(
-                    user=submitter.user, key=key, fingerprint=request,
-                    experiment_id=experiment_id, created_at=now,
-                )
-            )  # fmt: skip
+
+def limits(policy: Policy, submitter: Submitter) -> dict[tuple[str, str], int]:
+    """Of how many experiments may wait or run: ("user" or "project", name) -> how many."""
+    quotas = policy.quotas
+    found = {
+        ("user", submitter.user): quotas.of_user(submitter.user).queued,
+        ("project", submitter.project): quotas.of_project(submitter.project).queued,
+    }
+    return {who: limit for who, limit in found.items() if limit is not None}
+
+
+def count_queued(session: Session, database: Database, what: str, name: str) -> int:
+    """How many experiments of a user or project wait or run; nobody else adds any meanwhile."""
+    if database.is_postgresql:
+        # One at a time: two that count together would both find room for one.
+        lock = sa.func.hashtextextended(f"focus-lab {what} {name}", 0)
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+    column = QueueRow.user if what == "user" else QueueRow.project
+    count = session.scalar(
+        sa.select(sa.func.count())
+        .select_from(QueueRow)
+        .where(column == name, QueueRow.state.not_in([s.value for s in _AT_REST]))
+    )
+    return count or 0
+
+
+def remember(session: Session, taken: Sequence[tuple[Submission, str]], now: datetime) -> None:
+    """Keep the keys of requests, with the ids of what they have made; forget old ones."""
+    values = [
+        {
+            "user": one.submitter.user, "key": one.key, "fingerprint": one.request,
+            "experiment_id": experiment_id, "created_at": now,
+        }
+        for one, experiment_id in taken
+        if one.key is not None
+    ]  # fmt: skip
+    if not values:
+        return
+    # Only now: what a transaction writes before it looks at an entry would give its event
+    # a place before events that it has seen.
+    session.execute(
+        sa.delete(IdempotencyRow)
+        .where(
+            IdempotencyRow.user.in_({value["user"] for value in values}),
+            IdempotencyRow.created_at <= now - KEY_LIFE,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(IdempotencyRow.insert(), values)
 
 
 _AT_REST = TERMINAL | {QueueState.PAUSED}
-
-
-def _check_priority(priority: int) -> None:
-    if not -MOST_PRIORITY <= priority <= MOST_PRIORITY:
-        raise UserError(
-            f"priority: is too far from 0, got {priority}; allowed are {-MOST_PRIORITY} to "
-            f"{MOST_PRIORITY}"
-        )
-
-
-def _needs(spec: ExperimentSpec) -> tuple[Resources, Resources]:
-    """What a trial needs at once, and one worker of it."""
-    compute = spec.compute
-    gpus = compute.gpus_per_worker or (1.0 if compute.device == "cuda" else 0.0)
-    worker = Resources(compute.cpus_per_worker, gpus)
-    return worker.times(compute.workers), worker
-
-
-def _auto_gpus(spec: ExperimentSpec) -> float:
-    """GPUs that a trial takes where there are any: what the executor does with `device: auto`."""
-    compute = spec.compute
-    return float(compute.workers) if compute.device == "auto" and not compute.gpus_per_worker else 0

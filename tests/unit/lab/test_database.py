@@ -14,8 +14,9 @@ from alembic.migration import MigrationContext
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.database import Database, NoStoreError, OldStoreError, _alembic
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import QueueState
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Store
 from focus_lab.lab.tables import VERSION_TABLE, Base

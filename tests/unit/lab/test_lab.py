@@ -13,8 +13,9 @@ from rich.console import Console
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
 from focus_lab.lab.lab import Lab, _is_users, artifact_root, embedded_tracking_uri
 from focus_lab.lab.progress import PlainProgress
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.store import LeaseHeldError, Store
 from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.specs.experiment import ExperimentSpec

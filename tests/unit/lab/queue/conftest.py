@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.lab.database import Database
@@ -16,8 +17,9 @@ from focus_lab.lab.queue.attempts import Attempt, Attempts
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.leadership import Leadership
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action, QueueState
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Store
 from focus_lab.specs.experiment import ExperimentSpec
@@ -49,6 +51,9 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(Database, "now", lambda self, session: made(self, session))
+    monkeypatch.setattr(
+        Database, "clock", lambda self: sa.literal(made.at, sa.DateTime(timezone=True))
+    )
     return made
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.policy import Policy
-from focus_lab.lab.queue.queue import Queue, Submitter
+from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.retention import remove_old_checkpoints
 from focus_lab.lab.queue.states import Action
+from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.store import Store
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
