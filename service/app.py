@@ -53,8 +53,10 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
         # While the queue is looked through, each turn of a request would wait for Python's 5 ms.
         sys.setswitchinterval(_TURN_S)
         with contextlib.suppress(StoreError):
-            # Before anybody waits for it.
+            # The lookout is started before anybody waits for it; nobody leads yet, so that what it
+            # sees is not what the first to ask should be told.
             await asyncio.to_thread(state.board.places)
+            state.board.look_again()
         # What is loaded now stays; to look through it for garbage again and again takes long.
         gc.collect()
         gc.freeze()

@@ -19,6 +19,8 @@ from focus_lab.lab.queue.states import QueueState
 _FRESH_S = 1.0
 _SHARE = 0.05
 """Of the time that may go into looking: a long queue is looked through less often."""
+_QUICK_S, _OLD_S = 0.05, 10.0
+"""Whoever asks waits for a look that was as quick as this last time, or is so much overdue."""
 
 
 class Board:
@@ -31,7 +33,7 @@ class Board:
     def __init__(self, look: Callable[[], Mapping[str, Place]]) -> None:
         self._look = look
         self._places: Mapping[str, Place] = {}
-        self._next = 0.0
+        self._next = self._took = 0.0
         self._looking = threading.Lock()
 
     def place(self, entry: Entry) -> Place | None:
@@ -42,11 +44,12 @@ class Board:
 
     def places(self) -> Mapping[str, Place]:
         """Everybody's place, about a second old, in a queue of ten thousand some seconds."""
-        if time.monotonic() > self._next and self._looking.acquire(blocking=not self._next):
-            if not self._next:
+        late = time.monotonic() - self._next
+        if late > 0 and self._looking.acquire(blocking=not self._next):
+            if self._took <= _QUICK_S or late > _OLD_S:
                 self._renew()
             else:
-                # Nobody waits for it: until it is done there is what was before.
+                # Nobody waits for so long: until it is done there is what was before.
                 threading.Thread(target=self._renew_later, name="board", daemon=True).start()
         return self._places
 
@@ -55,8 +58,8 @@ class Board:
         try:
             self._places = self._look()
         finally:
-            took = time.monotonic() - begun
-            self._next = time.monotonic() + max(_FRESH_S, took / _SHARE)
+            self._took = time.monotonic() - begun
+            self._next = time.monotonic() + max(_FRESH_S, self._took / _SHARE)
             self._looking.release()
 
     def _renew_later(self) -> None:
@@ -66,7 +69,7 @@ class Board:
 
     def look_again(self) -> None:
         """Look through the queue at the next question."""
-        self._next = 0.0
+        self._next = self._took = 0.0
 
 
 def look_through(queue: Queue, attempts: Attempts) -> dict[str, Place]:

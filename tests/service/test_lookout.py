@@ -83,6 +83,7 @@ def test_a_board_shows_what_was_before_while_it_looks_and_after_it_could_not(
     answers: list[Any] = [{"a": "first"}, StoreError("away"), {"a": "third"}]
 
     def look() -> Any:
+        moment[0] += 1.0  # it takes its time
         answer = answers.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -92,10 +93,15 @@ def test_a_board_shows_what_was_before_while_it_looks_and_after_it_could_not(
     moment[0] = 1.0
     assert board.places() == {"a": "first"}
     for seen in ("first", "third"):
-        moment[0] += 100.0
+        moment[0] += 25.0
         # Stale: whoever asks is not kept waiting, and there is one look only.
         assert [board.places(), board.places()] == [{"a": "first"}] * 2
         [later] = started
         started.clear()
         later()
         assert board.places() == {"a": seen}
+    # After a night in which nobody asked, whoever asks waits for it.
+    moment[0] += 10_000.0
+    answers.append({"a": "morning"})
+    assert board.places() == {"a": "morning"}
+    assert started == []
