@@ -40,7 +40,7 @@ def ablation_table(comparison: Comparison) -> Table:
 def change(cell: CellSummary) -> str:
     """What a cell changes in the base, as `field value` by the last part of each path."""
     changed = cell.record.overrides.items()
-    text = ", ".join(f"{path.rpartition('.')[2]} {q.short(value)}" for path, value in changed)
+    text = ", ".join(f"{q.field(path)} {q.short(value)}" for path, value in changed)
     return q.printable(text) if text else "none"
 
 

@@ -103,7 +103,7 @@ def _keep_ratio_lines(comparison: Comparison) -> dict[str, list[CellSummary]]:
     groups: dict[str, list[CellSummary]] = {}
     for cell in comparison.measured:
         rest = {k: v for k, v in cell.record.overrides.items() if k != _KEEP_RATIO}
-        key = ", ".join(f"{k.rpartition('.')[2]} {q.short(v)}" for k, v in sorted(rest.items()))
+        key = ", ".join(f"{q.field(k)} {q.short(v)}" for k, v in sorted(rest.items()))
         groups.setdefault(key or "base", []).append(cell)
     if all(len({cell.record.keep_ratio for cell in cells}) < 2 for cells in groups.values()):
         return {}

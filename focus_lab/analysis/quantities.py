@@ -124,6 +124,12 @@ def short(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def field(path: str) -> str:
+    """Short name of a field of a spec; of one that many parts have, with its part."""
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1] in ("enabled", "kind") else parts[-1:])
+
+
 def printable(name: str, width: int | None = None) -> str:
     """A name from a user on one line without control characters, cut to `width` characters."""
     clean = " ".join("".join(c if c.isprintable() else " " for c in name).split())

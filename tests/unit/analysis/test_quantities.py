@@ -25,3 +25,8 @@ def test_names_are_made_printable_and_short():
     assert q.printable("a\n\x00b") == "a b"
     assert len(q.printable("x" * 90, 20)) == 20
     assert q.printable("\t") == "unnamed"
+
+
+def test_a_field_that_many_parts_have_is_named_with_its_part():
+    assert q.field("model.token_selection.keep_ratio") == "keep_ratio"
+    assert q.field("model.dual_attention.enabled") == "dual_attention.enabled"
