@@ -26,9 +26,10 @@ class Criterion:
     """Losses of a model's output, by name and without their weights.
 
     Names are `loss_class`, `loss_bbox` and `loss_giou` for the last decoder layer, with suffix
-    `_{layer}` for the decoder layers before it, `_enc` for the two-stage head, `_dn` and
-    `_dn_{layer}` for the denoising queries; `loss_foreground`; and `loss_class_category` where the
-    encoder has a category head of its own. Every output is matched on its own.
+    `_{layer}` for the decoder layers before it, `_enc` for the two-stage head, `_enc_{layer}` for
+    heads on the encoder's layers, `_dn` and `_dn_{layer}` for the denoising queries;
+    `loss_foreground`; and `loss_class_category` where the encoder has a category head of its own.
+    Every output is matched on its own.
     """
 
     def __init__(
@@ -137,6 +138,14 @@ class Criterion:
         # The boxes of a category head are borrowed: they serve its matching and learn elsewhere.
         losses.pop("loss_bbox_category", None)
         losses.pop("loss_giou_category", None)
+
+        # Each has as many queries as its layer has tokens.
+        for layer, auxiliary in enumerate(output["enc_aux_outputs"]):
+            logits, boxes = _stack([auxiliary])
+            matches = self.matcher(logits.detach(), boxes.detach(), padded)
+            losses |= self._set_losses(
+                [f"_enc_{layer}"], logits, boxes, padded, matches, normaliser
+            )
 
         denoising, meta = output["denoising"], output["denoising_meta"]
         if denoising is not None and meta is not None:

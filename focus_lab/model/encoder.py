@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from focus_lab.model.background_embedding import BackgroundEmbedding
 from focus_lab.model.deformable_attention import DeformableAttention, project_values
+from focus_lab.model.encoder_auxiliary import RefinedTokens
 from focus_lab.model.feature_levels import FeatureLevels, host_tensor, on_every_level
 from focus_lab.model.feed_forward import FeedForward
 from focus_lab.model.memory_order import memory_order
@@ -170,6 +171,7 @@ class Encoder(nn.Module):
         padding_mask: Tensor | None,
         selection: SelectedTokens | None,
         class_head: nn.Module,
+        refined_by: list[RefinedTokens] | None = None,
     ) -> Tensor:
         """The memory.
 
@@ -181,6 +183,7 @@ class Encoder(nn.Module):
             selection: tokens of each layer; None refines all tokens in every layer.
             class_head: the two-stage class head, for the category score unless the encoder has its
                 own.
+            refined_by: takes what each layer has made, if given.
 
         Returns:
             [B, N, d]; there is no norm at the end.
@@ -241,6 +244,14 @@ class Encoder(nn.Module):
                 if may_update is None
                 else torch.where(may_update[:, :count], refined, current)
             )
+            if refined_by is not None:
+                refined_by.append(
+                    RefinedTokens(
+                        current,
+                        None if first is None else first[:, :count],
+                        None if may_update is None else may_update[:, :count],
+                    )
+                )
             if self.value_source == "updated_tokens":
                 memory = _written(memory, first, current)
         if self.value_source == "neck_features":

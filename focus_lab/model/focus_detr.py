@@ -21,6 +21,7 @@ from focus_lab.model.decoder import Decoder, DecoderLayer
 from focus_lab.model.deformable_attention import DeformableAttention
 from focus_lab.model.denoising import BatchShare, DenoisingBatch, DenoisingQueries
 from focus_lab.model.encoder import Encoder, EncoderLayer
+from focus_lab.model.encoder_auxiliary import EncoderAuxiliary, RefinedTokens
 from focus_lab.model.feature_levels import FeatureLevels, flatten_levels
 from focus_lab.model.feed_forward import Perceptron
 from focus_lab.model.initialization import initialize_transformer
@@ -65,6 +66,7 @@ class FocusDETR(nn.Module):
         class_heads: Sequence[nn.Linear],
         box_heads: Sequence[Perceptron],
         denoising: DenoisingQueries | None,
+        encoder_auxiliary: EncoderAuxiliary | None = None,
         mask_padding_in_evaluation: bool = True,
     ) -> None:
         """Detector of the given parts.
@@ -80,6 +82,7 @@ class FocusDETR(nn.Module):
             class_heads: d -> C, one a decoder layer and, last, one for the proposals.
             box_heads: d -> 4, likewise.
             denoising: None trains without denoising queries.
+            encoder_auxiliary: heads on the encoder's layers, for training; None has none.
             mask_padding_in_evaluation: False ignores the images' sizes in evaluation, as the
                 release does.
         """
@@ -94,6 +97,7 @@ class FocusDETR(nn.Module):
         self.class_heads = nn.ModuleList(class_heads)
         self.box_heads = nn.ModuleList(box_heads)
         self.denoising = denoising
+        self.encoder_auxiliary = encoder_auxiliary
         self.mask_padding_in_evaluation = mask_padding_in_evaluation
         self.memory_format = torch.channels_last
         """Layout of the images. Convolutions follow that of their input, and this one is the
@@ -213,8 +217,10 @@ class FocusDETR(nn.Module):
                     seed=0 if share is None else share.seed,
                 )
             )
+        auxiliary = self.encoder_auxiliary if self.training else None
+        refined_by: list[RefinedTokens] | None = None if auxiliary is None else []
         memory = self.encoder(
-            tokens, positions, levels, padding_mask, selection, self.class_heads[-1]
+            tokens, positions, levels, padding_mask, selection, self.class_heads[-1], refined_by
         )
         start = self.proposals(memory, token_boxes, self.class_heads[-1], self.box_heads[-1])
 
@@ -234,6 +240,7 @@ class FocusDETR(nn.Module):
             **last,
             "aux_outputs": aux_outputs,
             "enc_outputs": {"pred_logits": start.pred_logits, "pred_boxes": start.pred_boxes},
+            "enc_aux_outputs": [] if auxiliary is None else auxiliary(refined_by, token_boxes),
             "category_outputs": self._category_outputs(memory, start),
             "foreground_logits": foreground_logits,
             "decoder_attention": (
@@ -373,7 +380,13 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
             spec.denoising.box_noise,
             spec.inverse_sigmoid_eps,
         )
-    heads = spec.num_decoder_layers + 1
+    heads, inner = spec.num_decoder_layers + 1, range(spec.num_encoder_layers - 1)
+    auxiliary = None
+    if spec.encoder_auxiliary:
+        auxiliary = EncoderAuxiliary(
+            [_class_head(width, num_classes, spec.class_prior) for _ in inner],
+            [_box_head(width) for _ in inner],
+        )
     # As its images; else every step would turn each kernel and each of its gradients around.
     backbone.to(memory_format=torch.channels_last)
     return FocusDETR(
@@ -389,6 +402,7 @@ def build_model(spec: ModelSpec, num_classes: int, *, load_backbone: bool = True
         class_heads=[_class_head(width, num_classes, spec.class_prior) for _ in range(heads)],
         box_heads=[_box_head(width) for _ in range(heads)],
         denoising=denoising,
+        encoder_auxiliary=auxiliary,
         mask_padding_in_evaluation=spec.mask_padding_in_evaluation,
     )
 

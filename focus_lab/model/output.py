@@ -95,6 +95,8 @@ class ModelOutput(LayerOutput):
     """Decoder layers but the last, in order."""
     enc_outputs: LayerOutput
     """The two-stage head at the selected tokens, by falling class score."""
+    enc_aux_outputs: list[LayerOutput]
+    """Heads of the encoder's layers but the last, at the tokens of each; none outside training."""
     category_outputs: LayerOutput | None
     """The encoder's own category head at the tokens of `enc_outputs`, with their boxes (no
     gradient), so that a class loss can train it; None when it shares the two-stage class head."""

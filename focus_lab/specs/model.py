@@ -343,6 +343,9 @@ class ModelSpec(Spec):
     """Dual attention of the encoder."""
     foreground_targets: ForegroundTargets = ForegroundTargets()
     """Labels of the scorer."""
+    encoder_auxiliary: bool = added(False)
+    """Whether each encoder layer but the last has detection heads of its own in training: Sparse
+    DETR's auxiliary loss of the encoder."""
     proposals: Proposals = Proposals()
     """Two-stage proposals."""
     denoising: Denoising = Denoising()

@@ -42,6 +42,7 @@ def load(name, dtype):
         **layer("main"),
         "aux_outputs": [layer(f"aux{index}") for index in range(config["aux_layers"])],
         "enc_outputs": layer("enc"),
+        "enc_aux_outputs": [],
         "category_outputs": None,
         "foreground_logits": leaves["scores"].squeeze(-1),
         "decoder_attention": None,

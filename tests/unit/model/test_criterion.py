@@ -42,6 +42,7 @@ def batch(counts, *, groups=2, num_aux=2, dense=False, seed=0, dtype=torch.float
         **layer(generator, num_images, QUERIES, dtype),
         "aux_outputs": [layer(generator, num_images, QUERIES, dtype) for _ in range(num_aux)],
         "enc_outputs": layer(generator, num_images, QUERIES, dtype),
+        "enc_aux_outputs": [],
         "category_outputs": None,
         "foreground_logits": None if dense else scores,
         "decoder_attention": None,
