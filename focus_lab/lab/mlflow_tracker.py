@@ -24,6 +24,7 @@ import mlflow
 import requests
 import sqlalchemy as sa
 from alembic.util import CommandError
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
@@ -84,8 +85,9 @@ class MlflowTracker:
         with self._explained():
             if uri.startswith(("http:", "https:")):
                 _reach(uri)
-            self._client = MlflowClient(uri)
-            self._client.search_experiments(max_results=1)
+            with _one_at_a_time(uri):
+                self._client = MlflowClient(uri)
+                self._client.search_experiments(max_results=1)
 
     def ensure_experiment(self, experiment: Experiment) -> str:
         """Id of the MLflow experiment of the same name, its comparison page provisioned."""
@@ -313,6 +315,21 @@ def _may_come_back(error: Exception) -> bool:
     status = getattr(error, "get_http_status_code", lambda: 0)()
     text = str(error)
     return "failed with exception" in text or "locked" in text or 502 <= status <= 504
+
+
+@contextlib.contextmanager
+def _one_at_a_time(uri: str) -> Iterator[None]:
+    """Lets one process at a time open a SQLite file: it may make the tables.
+
+    Two that make them at once fail in MLflow, with a sentence about migrations.
+    """
+    path = sa.make_url(uri).database if uri.startswith("sqlite:") else None
+    with contextlib.ExitStack() as stack:
+        if path:
+            # A folder that cannot be written holds no file that is yet to be made.
+            with contextlib.suppress(OSError):
+                stack.enter_context(FileLock(f"{path}.lock"))
+        yield
 
 
 def _reach(uri: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -193,3 +195,13 @@ def test_a_server_that_does_not_answer_is_said_at_once() -> None:
     ):
         MlflowTracker(f"http://127.0.0.1:{port}")
     assert time.monotonic() - began < 10
+
+
+def test_many_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    code = f"from focus_lab.lab.mlflow_tracker import MlflowTracker; MlflowTracker({uri!r})"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE) for _ in range(3)
+    ]
+    errors = [process.communicate(timeout=120)[1].decode() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0], errors
