@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 State = Literal[
     "QUEUED", "STARTING", "RUNNING", "PAUSING", "PAUSED", "CANCELLING", "CANCELLED", "SUCCEEDED",
@@ -124,10 +124,19 @@ class TrialList(Answer):
     items: list[Trial]
 
 
+# Declared as an array of two numbers: few generators of clients understand an array's places.
+_Point = Annotated[
+    tuple[int, float],
+    WithJsonSchema(
+        {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    ),
+]
+
+
 class CurveList(Answer):
     """Metrics over epochs."""
 
-    items: dict[str, dict[str, list[tuple[int, float]]]]
+    items: dict[str, dict[str, list[_Point]]]
     """Trial id -> metric -> (epoch, value)."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import schemathesis
 from fastapi import FastAPI
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings, strategies
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -32,6 +32,7 @@ _CHECKS = [
     response_headers_conformance,
     response_schema_conformance,
 ]
+_NAMES = ("one", "two", "three")
 _SETTINGS = settings(
     max_examples=20,
     deadline=None,
@@ -46,7 +47,7 @@ _SETTINGS = settings(
 def schema(app: FastAPI, spec: Callable[..., dict[str, Any]], dispatcher: Dispatcher) -> Any:
     """The schema, of a service with experiments in several states."""
     client = TestClient(app)
-    for name in ("one", "two", "three"):
+    for name in _NAMES:
         client.post("/experiments", json=spec(name))
     client.post("/experiments/three/cancel")
     dispatcher.round()
@@ -63,9 +64,12 @@ def test_every_call_answers_what_is_declared(schema: Any, mode: GenerationMode) 
         if mode is GenerationMode.NEGATIVE and not list(operation.iter_parameters()):
             continue
 
-        @given(case=operation.as_strategy(mode))
+        # Names are not guessed: every second call is of an experiment that is there.
+        @given(case=operation.as_strategy(mode), name=strategies.sampled_from([*_NAMES, None]))
         @_SETTINGS
-        def call(case: Case) -> None:
+        def call(case: Case, name: str | None) -> None:
+            if name and mode is GenerationMode.POSITIVE and "name" in case.path_parameters:
+                case.path_parameters["name"] = name
             answer = case.call()
             case.validate_response(answer, checks=_CHECKS)
             statuses.setdefault(case.operation.label, set()).add(answer.status_code)
