@@ -84,8 +84,8 @@ class ExponentialAverage(Spec):
 class ElasticTraining(Spec):
     """One training for every keep ratio of a range.
 
-    Each step learns at the largest ratio, which is `model.token_selection.keep_ratio`, and at a
-    smaller one that is drawn.
+    Each step learns at the largest ratio, which is `model.token_selection.keep_ratio`, and every
+    `smaller_every_steps` also at a smaller one that is drawn.
     """
 
     enabled: bool = False
@@ -93,6 +93,8 @@ class ElasticTraining(Spec):
     training instead of one a ratio."""
     least_keep_ratio: Ratio = 0.1
     """Smallest ratio that is drawn; below the model's own."""
+    smaller_every_steps: PositiveInt = added(1)
+    """How often a smaller ratio joins: 1 is every step, 2 every other one, which costs less."""
     distillation_weight: NonNegativeFloat = 1.0
     """Weight of the distance between how the two passes repair denoising queries; the losses of the
     two passes count half each."""

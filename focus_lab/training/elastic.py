@@ -3,8 +3,9 @@
 Each step computes the largest ratio and one drawn smaller one, as slimmable networks do with widths
 (Yu and Huang, "Universally Slimmable Networks and Improved Training Techniques", 2019, the sandwich
 rule without its smallest part). Two passes a step and not three: a draw comes close to the smallest
-ratio often enough, and a third pass would cost as much as it. Backbone, neck and the scorer's
-labels do not depend on the ratio, and the features of both passes are computed once.
+ratio often enough, and a third pass would cost as much as it. The second pass is most of what a
+step costs more, so it may be left out of all but every n-th. Backbone, neck and the scorer's labels
+do not depend on the ratio, and the features of both passes are computed once.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class ElasticDetector(nn.Module):
         targets: Sequence[Target],
         share: BatchShare,
         image_ids: Sequence[int],
-        keep_ratio: float,
-    ) -> tuple[ModelOutput, ModelOutput]:
+        keep_ratio: float | None,
+    ) -> tuple[ModelOutput, ModelOutput | None]:
         """Detect at both ratios; see `FocusDETR.forward`.
 
         The noise of the denoising queries is that of `share`, so both outputs repair the same
@@ -67,10 +68,12 @@ class ElasticDetector(nn.Module):
             targets: boxes of each image.
             share: of which batch the images are a part.
             image_ids: numbers of the images.
-            keep_ratio: the smaller ratio.
+            keep_ratio: the smaller ratio; None in a step that has none.
         """
         maps, levels = self.model.pyramid(images, sizes)
         largest = self.model.detect(maps, levels, sizes, targets, share, image_ids)
+        if keep_ratio is None:
+            return largest, None
         with self.model.keeping(keep_ratio):
             smaller = self.model.detect(maps, levels, sizes, targets, share, image_ids)
         return largest, smaller

@@ -159,36 +159,46 @@ def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
     loader = build_train_loader(train_set, spec.data, batch_size=micro, seed=0, workers=0)
     loader.set_epoch(0)
     reset_peak_memory(device)
-    seconds = []
+    elastic = spec.training.elastic
+    every = elastic.smaller_every_steps if elastic.enabled else 1
+    # Seconds an image of steps without a smaller ratio, and of those that an elastic training has.
+    alone: list[float] = []
+    seconds: list[float] = []
     start = time.perf_counter()
     for number, batch in enumerate(loader):
         batch = batch.to(device)
-        torch.autograd.backward(_total_loss(spec, model, criterion, batch))
+        smaller = elastic.enabled and (every == 1 or number % 2 == 1)
+        torch.autograd.backward(_total_loss(spec, model, criterion, batch, smaller))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number > 0:
-            seconds.append((time.perf_counter() - start) / len(batch.image_ids))
+            took = alone if every > 1 and not smaller else seconds
+            took.append((time.perf_counter() - start) / len(batch.image_ids))
         start = time.perf_counter()
         if number == _STEPS:
             break
-    return Pace(min(seconds), max(seconds), peak_memory_mib(device)) if seconds else None
+    if not seconds:
+        return None
+    alone = alone or seconds
+    fastest, slowest = ((end(seconds) + (every - 1) * end(alone)) / every for end in (min, max))
+    return Pace(fastest, slowest, peak_memory_mib(device))
 
 
 def _total_loss(
-    spec: TrialSpec, model: FocusDETR, criterion: Criterion, batch: Batch
+    spec: TrialSpec, model: FocusDETR, criterion: Criterion, batch: Batch, smaller: bool
 ) -> torch.Tensor:
-    """Of one pass, and of a second one in the middle of the range when the training is elastic."""
+    """Of one pass, and where a smaller ratio joins of one in the middle of the range as well."""
     maps, levels = model.pyramid(batch.images, batch.sizes)
 
     def one_pass() -> torch.Tensor:
         output = model.detect(maps, levels, batch.sizes, batch.targets)
         return criterion.total(criterion(output, batch.targets, batch.sizes))
 
-    elastic, total = spec.training.elastic, one_pass()
-    if elastic.enabled:
+    total = one_pass()
+    if smaller:
         largest = spec.model.token_selection.keep_ratio
-        with model.keeping(math.sqrt(elastic.least_keep_ratio * largest)):
+        with model.keeping(math.sqrt(spec.training.elastic.least_keep_ratio * largest)):
             total = total + one_pass()
     return total

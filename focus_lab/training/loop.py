@@ -28,6 +28,8 @@ from focus_lab.training.workers import ALONE, Workers
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 """spec.precision -> autocast type."""
+_OF_SMALLER = ("loss/smaller", "loss/distillation")
+"""What only the steps with a second, smaller ratio have."""
 
 
 @dataclass
@@ -158,7 +160,9 @@ class TrainingLoop:
         """Means of an epoch whose sums have been collected."""
         sums, batches = dict(progress.averages), progress.batch
         seconds, waited = sums.pop("seconds", 0.0), sums.pop("waited", 0.0)
-        return {name: value / max(1, batches) for name, value in sums.items()} | {
+        # These losses are those of some of the steps.
+        counts = dict.fromkeys(_OF_SMALLER, sums.pop("with_smaller", 0.0))
+        return {name: value / max(1, counts.get(name, batches)) for name, value in sums.items()} | {
             "train/images_per_second": batches * self.spec.batch_size / max(seconds, 1e-9),
             "train/data_share": waited / max(seconds, 1e-9),
             "train/seconds": seconds,
@@ -193,6 +197,7 @@ class TrainingLoop:
                 losses = self._backward(part, share, progress, smaller)
             for name, value in losses.items():
                 numbers[name] = numbers.get(name, 0.0) + value
+        numbers["with_smaller"] = float(smaller is not None)
         numbers["train/grad_norm"] = self._optimizer_step(batch, progress)
         progress.batch += 1
         progress.add(numbers)
@@ -205,9 +210,9 @@ class TrainingLoop:
         return contextlib.nullcontext()
 
     def _smaller_keep_ratio(self, step: int) -> float | None:
-        """The second ratio of an elastic step; None when the training is not elastic."""
+        """The second ratio of an elastic step; None in a step that has none."""
         selector = self.model.token_selector
-        if self.elastic is None or selector is None:
+        if self.elastic is None or selector is None or step % self.elastic.smaller_every_steps:
             return None
         least = self.elastic.least_keep_ratio
         return drawn_keep_ratio(least, selector.keep_ratio, step, self.seed)
@@ -221,19 +226,18 @@ class TrainingLoop:
         with torch.autocast(
             self.device.type, dtype=self.autocast, enabled=self.autocast is not None
         ):
-            output = self.wrapped(*given) if smaller is None else self.wrapped(*given, smaller)
-        if self.elastic is None:
-            losses = self._losses(output, part, share, progress)
-            total = self.criterion.total(losses)
-        else:
-            largest, small = output
-            losses = self._losses(largest, part, share, progress)
+            largest, small = (
+                self.wrapped(*given, smaller) if self.elastic else (self.wrapped(*given), None)
+            )
+        losses = self._losses(largest, part, share, progress)
+        total = self.criterion.total(losses)
+        if self.elastic and small is not None:
             losses_of_smaller = self._losses(small, part, share, progress)
             counts = [len(target["labels"]) for target in part.targets]
             distillation = distillation_loss(largest, small, counts, share.boxes)
             total_of_smaller = self.criterion.total(losses_of_smaller)
             # A mean, so that learning rate and clipping mean what they do with one ratio.
-            total = (self.criterion.total(losses) + total_of_smaller) / 2
+            total = (total + total_of_smaller) / 2
             total = total + self.elastic.distillation_weight * distillation
             losses |= {"loss_smaller": total_of_smaller, "loss_distillation": distillation}
         # One transfer for everything that is logged, and for the check.

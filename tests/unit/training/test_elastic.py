@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from focus_lab.data.dataset import build_dataset
 from focus_lab.data.loader import build_train_loader
-from focus_lab.model.criterion import build_criterion
+from focus_lab.model.criterion import Criterion, build_criterion
 from focus_lab.model.denoising import BatchShare
 from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.experiment import TrialSpec
@@ -83,10 +84,9 @@ def test_both_passes_are_those_of_models_built_with_their_ratio(tiny_trial: Make
         )
 
 
-def test_the_loss_is_the_mean_of_both_passes_and_the_distance_between_them(
-    tiny_trial: MakeTrial,
-) -> None:
-    spec = elastic(tiny_trial, elastic={"enabled": True, "distillation_weight": 3.0})
+def first_epoch(
+    spec: TrialSpec, progress: Progress, on_step: Callable[[], None] = lambda: None
+) -> tuple[Metrics, Criterion]:
     dataset = build_dataset(spec.data, "train")
     torch.manual_seed(0)
     model = build_model(spec.model, len(dataset.class_names))
@@ -95,19 +95,54 @@ def test_the_loss_is_the_mean_of_both_passes_and_the_distance_between_them(
     criterion = build_criterion(spec.model, len(dataset.class_names))
     loop = TrainingLoop(
         model, criterion, optimizer, LearningRate(optimizer, spec.training.schedule, 2, 2),
-        loader, spec.training, spec.seed, torch.device("cpu"), None, lambda: None,
+        loader, spec.training, spec.seed, torch.device("cpu"), None, on_step,
     )  # fmt: skip
-    metrics = loop.run_epoch(Progress())
-    names = [f"loss_{name.removeprefix('loss/')}" for name in metrics if name.startswith("loss/")]
-    extra = {"loss_total", "loss_smaller", "loss_distillation"}
-    largest = sum(
-        criterion.weight(name) * metrics[name.replace("loss_", "loss/", 1)]
-        for name in names
-        if name not in extra
+    return loop.run_epoch(progress), criterion
+
+
+def loss_of_largest(metrics: Metrics, criterion: Criterion) -> float:
+    """The weighted sum of the losses of the pass at the largest ratio."""
+    extra = {"loss/total", "loss/smaller", "loss/distillation"}
+    names = [name for name in metrics if name.startswith("loss/") and name not in extra]
+    return sum(
+        criterion.weight(name.replace("loss/", "loss_", 1)) * metrics[name] for name in names
     )
-    expected = (largest + metrics["loss/smaller"]) / 2 + 3.0 * metrics["loss/distillation"]
+
+
+def test_the_loss_is_the_mean_of_both_passes_and_the_distance_between_them(
+    tiny_trial: MakeTrial,
+) -> None:
+    spec = elastic(tiny_trial, elastic={"enabled": True, "distillation_weight": 3.0})
+    metrics, criterion = first_epoch(spec, Progress())
+    both = (loss_of_largest(metrics, criterion) + metrics["loss/smaller"]) / 2
+    expected = both + 3.0 * metrics["loss/distillation"]
     assert metrics["loss/total"] == pytest.approx(expected, rel=1e-5)
     assert metrics["loss/distillation"] > 0
+
+
+def test_where_a_smaller_ratio_joins_every_other_step_its_losses_are_means_over_those(
+    tiny_trial: MakeTrial,
+) -> None:
+    spec = elastic(tiny_trial, elastic={"enabled": True, "smaller_every_steps": 2})
+    progress, sums = Progress(), []
+    metrics, _ = first_epoch(spec, progress, lambda: sums.append(progress.since["loss/smaller"]))
+    assert len(sums) >= 2
+    had = [True, *(later > earlier for earlier, later in itertools.pairwise(sums))]
+    assert had == [step % 2 == 0 for step in range(len(sums))]
+    assert metrics["loss/smaller"] == pytest.approx(sums[-1] / sum(had))
+
+
+def test_a_step_without_a_smaller_ratio_is_that_of_an_ordinary_training(
+    tiny_trial: MakeTrial,
+) -> None:
+    spec = elastic(tiny_trial)
+    dataset = build_dataset(spec.data, "train")
+    model = build_model(spec.model, len(dataset.class_names)).eval()
+    images = torch.rand(1, 3, 64, 64)
+    share = BatchShare(0, 0, 0, 5)
+    largest, smaller = ElasticDetector(model)(images, [(64, 64)], [], share, [0], None)
+    assert smaller is None
+    torch.testing.assert_close(largest["pred_boxes"], model(images, [(64, 64)])["pred_boxes"])
 
 
 @pytest.mark.slow
