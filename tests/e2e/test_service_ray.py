@@ -54,12 +54,16 @@ class Service:
         self._process.kill()
         self._process.wait()
 
-    def drivers(self) -> list[int]:
+    def driver_of(self, name: str) -> int:
+        """The process that carries an experiment out."""
         assert self._process is not None
-        family = family_of(self._process.pid)
-        return [
-            pid for pid, line in family.items() if "queue.job" in line and "/bin/sh" not in line
+        job = f"queue.job {self.client.experiment(name).id} "
+        [driver] = [
+            pid
+            for pid, line in family_of(self._process.pid).items()
+            if job in line and "/bin/sh" not in line
         ]
+        return driver
 
     def stop(self) -> None:
         assert self._process is not None
@@ -85,7 +89,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 
 @pytest.fixture
 def spec(tiny_content: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
-    def make(name: str, epochs: int = 8) -> dict[str, Any]:
+    def make(name: str, epochs: int) -> dict[str, Any]:
         changes = {
             "name": name,
             "data": {"image_size": [64, 64], "num_train": 32},
@@ -101,9 +105,10 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
     service: Service, spec: Callable[..., dict[str, Any]]
 ) -> None:
     with service.client as client:
-        names = ["one", "two", "three"]
-        for name in names:
-            client.submit(spec(name, epochs=3 if name == "three" else 8))
+        # So long that it still trains when it is looked at.
+        names = {"one": 24, "two": 8, "three": 3}
+        for name, epochs in names.items():
+            client.submit(spec(name, epochs))
 
         def now(name: str) -> ExperimentDetail:
             return client.experiment(name)
@@ -113,8 +118,7 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
 
         # The driver is killed: its experiment waits again, and goes on.
         wait_until(lambda: trained("one"), "the first trains", 240)
-        [driver, *_] = service.drivers()
-        os.kill(driver, signal.SIGKILL)
+        os.kill(service.driver_of("one"), signal.SIGKILL)
         wait_until(lambda: now("one").attempt == 2, "it is admitted again", 120)
         # The service is killed, its cluster with it, in the middle of the second attempt.
         wait_until(lambda: now("one").state == "RUNNING" and trained("one"), "it trains again", 120)
