@@ -12,6 +12,9 @@ from typing import Any
 VIEW_KEY = "focus-lab"
 TRIALS = "tags.`focus_lab.trial_id` LIKE '%'"
 """MLflow's filter for trials, without the summary run."""
+CELL_TAG = "focus_lab.cell"
+"""Tag of a trial's run: the name of its cell."""
+_KEEP_RATIO = "model.token_selection.keep_ratio"
 
 
 def view_path(tracking_id: str) -> str:
@@ -35,7 +38,7 @@ def plain_path(tracking_id: str) -> str:
 
 
 def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
-    """The view's state: trials only, AP against cost, then the curves.
+    """The view's state: trials only, AP against cost, then the curves; seeds grouped to means.
 
     Args:
         spec: the experiment's spec as JSON data.
@@ -60,9 +63,13 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
         _line("line-loss", "curves", "loss/total"),
     ]  # fmt: skip
     sections = [
-        {"uuid": uuid, "name": name, "display": True, "isReordered": True, "isGenerated": False}
+        {
+            "uuid": uuid, "name": name, "display": True, "isReordered": True, "isGenerated": False,
+            # Two a row stay readable beside MLflow's panels.
+            "columns": 2,
+        }
         for uuid, name in (("tradeoff", "AP and compute"), ("curves", "Training"))
-    ]
+    ]  # fmt: skip
     return {
         "searchFilter": TRIALS,
         "orderByKey": "params.`keep_ratio`",
@@ -73,13 +80,25 @@ def shared_view(spec: dict[str, Any]) -> dict[str, Any]:
         "compareRunSections": sections,
         "compareRunCharts": charts,
         "isAccordionReordered": True,
-        "groupBy": None,
+        "groupBy": _grouping(spec.get("sweep", {})),
         "selectedColumns": [
             "params.`keep_ratio`",
             "params.`seed`",
             f"metrics.`{quality}`",
             f"metrics.`{cost}`",
         ],
+    }
+
+
+def _grouping(sweep: dict[str, Any]) -> dict[str, Any] | None:
+    """What becomes one point: a keep ratio's seeds, or a cell's where cells differ in more."""
+    if len(sweep.get("seeds", ())) < 2:
+        return None
+    ratios_alone = list(sweep.get("axes", ())) == [_KEEP_RATIO] and not sweep.get("cells")
+    key = ("param", "keep_ratio") if ratios_alone else ("tag", CELL_TAG)
+    return {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": key[0], "groupByData": key[1]}],
     }
 
 

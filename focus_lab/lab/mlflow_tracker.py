@@ -30,7 +30,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from focus_lab.errors import TrackerError, TrackerUnreachableError
-from focus_lab.lab.comparison import VIEW_KEY, shared_view
+from focus_lab.lab.comparison import CELL_TAG, VIEW_KEY, shared_view
 from focus_lab.lab.model_flavour import MODEL, save_model
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
@@ -38,7 +38,6 @@ from focus_lab.lab.tracking import Curves, Metrics, MissingRunError
 
 TRIAL_TAG = "focus_lab.trial_id"
 SUMMARY_TAG = "focus_lab.summary"
-_CELL_TAG = "focus_lab.cell"
 _RATIO = "tokens/keep_ratio"
 _STATUS = {
     TrialState.PENDING: "SCHEDULED",
@@ -122,7 +121,7 @@ class MlflowTracker:
                 tags = {
                     TRIAL_TAG: trial.id,
                     "focus_lab.experiment_id": trial.experiment_id,
-                    _CELL_TAG: trial.cell,
+                    CELL_TAG: trial.cell,
                     "focus_lab.seed": str(trial.seed),
                     "focus_lab.fingerprint": trial.fingerprint,
                     "mlflow.user": _user(),
@@ -131,9 +130,9 @@ class MlflowTracker:
                 }
                 run = self._client.create_run(tracking_id, tags=tags, run_name=trial.name)
             run_id = str(run.info.run_id)
-            if run.data.tags.get(_CELL_TAG) != trial.cell:
+            if run.data.tags.get(CELL_TAG) != trial.cell:
                 # A cell may get another name: the trial, known by its fingerprint, is the same.
-                self._client.set_tag(run_id, _CELL_TAG, trial.cell)
+                self._client.set_tag(run_id, CELL_TAG, trial.cell)
                 self._client.update_run(run_id, name=trial.name)
             if _RATIO not in run.data.metrics:
                 self._describe(run_id, trial)
