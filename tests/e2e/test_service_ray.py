@@ -57,7 +57,8 @@ class Service:
     def driver_of(self, name: str) -> int:
         """The process that carries an experiment out."""
         assert self._process is not None
-        job = f"queue.job {self.client.experiment(name).id} "
+        with self.client as client:
+            job = f"queue.job {client.experiment(name).id} "
         [driver] = [
             pid
             for pid, line in family_of(self._process.pid).items()
@@ -106,7 +107,7 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
 ) -> None:
     with service.client as client:
         # So long that it still trains when it is looked at.
-        names = {"one": 24, "two": 8, "three": 3}
+        names = {"one": 24, "two": 40, "three": 3}
         for name, epochs in names.items():
             client.submit(spec(name, epochs))
 
