@@ -37,6 +37,26 @@ def ablation_table(comparison: Comparison) -> Table:
     return Table(caption, columns, tuple(rows), frozenset({0, 1, 8}))
 
 
+def paper_table(comparison: Comparison) -> Table:
+    """The columns of the ablation for which a page of a paper has room; its caption explains."""
+    metric, cost = comparison.axes
+    label, cost_label = q.label(metric), q.label(cost)
+    columns = ("cell", label, "difference", "95 % interval", "p (Holm)", cost_label)
+    full = ablation_table(comparison)
+    places = [full.columns.index(name) for name in columns]
+    rows = tuple(tuple(row[place] for place in places) for row in full.rows)
+    counts = sorted({cell.n for cell in comparison.cells}) or [0]
+    seeds = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    caption = f"{label} and {cost_label} of each cell: means over {seeds} seeds."
+    compared = [cell for cell in comparison.cells if metric in cell.adjusted]
+    if comparison.baseline is not None and compared:
+        caption += (
+            f" Differences to {q.printable(comparison.baseline.name)} are paired by seed, with "
+            f"95 % t intervals; p after Holm's correction over {len(compared)} comparisons."
+        )
+    return Table(caption, columns, rows)
+
+
 def change(cell: CellSummary) -> str:
     """What a cell changes in the base, as `field value` by the last part of each path."""
     changed = cell.record.overrides.items()

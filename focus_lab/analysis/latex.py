@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from focus_lab.analysis.tables import Table
 
@@ -37,6 +38,23 @@ _SPECIAL = re.compile("|".join(map(re.escape, _ESCAPES)))
 def escaped(text: str) -> str:
     """Text that LaTeX sets letter by letter; letters beyond Latin need a font that has them."""
     return _SPECIAL.sub(lambda found: _ESCAPES[found[0]], text)
+
+
+def as_float(table: Table, label: str, note: str = "") -> str:
+    """A table as a paper has it: a float with caption and label.
+
+    Args:
+        table: what to set, few enough columns for a page.
+        label: what the text refers to it by.
+        note: see `as_latex`.
+    """
+    # A label is read letter by letter, so only plain ones may be in it.
+    plain = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(table.caption)}}}"]
+    # Names of cells are long; the columns stand a little closer than usual.
+    head += [rf"\label{{tab:{plain}}}", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
+    body = as_latex(replace(table, caption=""), note)
+    return "\n".join([*head, body.rstrip(), r"\end{table}", ""])
 
 
 def as_latex(table: Table, note: str = "") -> str:

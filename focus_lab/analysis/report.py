@@ -16,12 +16,12 @@ from markupsafe import Markup
 
 from focus_lab.analysis import drawing, overlays, pictures, tables
 from focus_lab.analysis import quantities as q
-from focus_lab.analysis.ablation import ablation_table
+from focus_lab.analysis.ablation import ablation_table, paper_table
 from focus_lab.analysis.breakdowns import Breakdown, read_breakdowns
 from focus_lab.analysis.confusion import ConfusionTable, confusion_table
 from focus_lab.analysis.figures import Plot, draw_plots
 from focus_lab.analysis.findings import Findings, exploratory, find
-from focus_lab.analysis.latex import as_latex
+from focus_lab.analysis.latex import as_float, as_latex
 from focus_lab.analysis.records import ExperimentRecord
 from focus_lab.analysis.spreadsheet import CELLS, TRIALS, cells_csv, trials_csv
 from focus_lab.analysis.summary import Comparison, compare
@@ -71,6 +71,8 @@ def write_report(record: ExperimentRecord, folder: Path) -> Path:
             stale.unlink()
     for name in ("ablation", "accuracy", "cost"):
         _write(folder / TABLES / f"{name}.tex", as_latex(context[name], context["exploratory"]))
+    paper = as_float(paper_table(comparison), record.name, context["exploratory"])
+    _write(folder / TABLES / "paper.tex", paper)
     _write(folder / TABLES / CELLS, cells_csv(comparison))
     _write(folder / TABLES / TRIALS, trials_csv(record))
     environment = _environment()

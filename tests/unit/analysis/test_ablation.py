@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from focus_lab.analysis.ablation import ablation_table
+from focus_lab.analysis.ablation import ablation_table, paper_table
 from focus_lab.analysis.summary import compare
 
 APS = {
@@ -35,6 +35,18 @@ def test_one_seed_is_never_decided_and_has_neither_p_nor_effect_nor_chance(make_
     assert rows["far"]["decided?"] == "not decided"
     assert rows["far"]["p (Holm)"] == rows["far"]["Hedges' g"] == "—"
     assert rows["far"]["chance of front"] == "—"
+
+
+def test_the_table_of_a_paper_says_in_its_caption_what_its_columns_leave_out(make_record):
+    table = paper_table(compare(make_record(APS)))
+    assert _rows(table)["far"]["95 % interval"].startswith("[\N{MINUS SIGN}0.2")
+    assert table.caption == (
+        "AP and GFLOPs of each cell: means over 3 seeds. Differences to base are paired by seed, "
+        "with 95 % t intervals; p after Holm's correction over 2 comparisons."
+    )
+    aps = {"one": {0: 0.1}, "two": {0: 0.2, 1: 0.3}}
+    alone = paper_table(compare(make_record(aps, baseline=False)))
+    assert alone.caption == "AP and GFLOPs of each cell: means over 1 to 2 seeds."
 
 
 def test_names_that_say_what_they_change_are_not_followed_by_it(make_record):

@@ -1,10 +1,13 @@
 import re
+import shutil
+import subprocess
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focus_lab.analysis.ablation import ablation_table
-from focus_lab.analysis.latex import as_latex, escaped
+from focus_lab.analysis.ablation import ablation_table, paper_table
+from focus_lab.analysis.latex import as_float, as_latex, escaped
 from focus_lab.analysis.summary import compare
 from focus_lab.analysis.tables import Table
 
@@ -56,3 +59,33 @@ def test_real_tables_have_as_many_separators_in_every_row(make_record):
     assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(kinds) - 1}
     assert r"50 \% \& more\_" in text
     assert text.isascii()
+
+
+def test_a_float_has_caption_and_label():
+    lines = as_float(TABLE, "keep_ratio 2", "exploratory").splitlines()
+    assert lines[:6] == [
+        r"\begin{table}",
+        r"\centering",
+        r"\caption{AP of 100 \%}",
+        r"\label{tab:keep-ratio-2}",
+        r"\footnotesize",
+        r"\setlength{\tabcolsep}{4pt}",
+    ]
+    assert lines[6:-1] == as_latex(TABLE, "exploratory").splitlines()[1:]
+    assert lines[-1] == r"\end{table}"
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")
+def test_a_compiler_sets_the_table_of_a_paper_within_the_page(make_record, tmp_path):
+    aps = {"no-score-modulation_ & ^": {0: 0.1, 1: 0.12, 2: 0.1}, "base": {0: 0.3, 1: 0.3, 2: 0.4}}
+    comparison = compare(make_record(aps))
+    tables = [as_float(paper_table(comparison), "a", "note"), as_latex(ablation_table(comparison))]
+    for number, table in enumerate(tables):
+        file = tmp_path / f"{number}.tex"
+        body = rf"\begin{{document}}{table}\end{{document}}"
+        file.write_text(rf"\documentclass{{article}}{body}", encoding="utf-8")
+        command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", file.name]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+        # Of the wide one nothing is promised.
+        assert number or "Overfull" not in done.stdout

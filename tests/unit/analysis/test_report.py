@@ -148,7 +148,8 @@ def test_writing_again_gives_the_same_files_and_leaves_no_parts(make_record, tmp
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["plots", "report.html", "report.json", "report.md", "report.txt", "tables"]
     names = sorted(path.name for path in (tmp_path / "tables").iterdir())
-    assert names == ["ablation.tex", "accuracy.tex", "cells.csv", "cost.tex", "trials.csv"]
+    tables = ["ablation.tex", "accuracy.tex", "cells.csv", "cost.tex", "paper.tex", "trials.csv"]
+    assert names == tables
 
 
 def test_a_plot_that_is_no_longer_drawn_is_removed(make_record, tmp_path):
