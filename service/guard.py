@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import problem
+from service.problems import problem, sent, unexpected
 
 log = structlog.get_logger("focus_lab.service")
 
@@ -212,12 +212,10 @@ class Guard:
                 await self._too_large(request_id)(scope, receive, send)
         except Exception as error:
             # Here, so that this answer has the headers of all others.
-            log.exception("unexpected", exc_info=error, path=scope["path"])
+            found = unexpected(error, scope["path"], request_id)
             if started:
                 raise
-            detail = f"something unexpected happened; the log of the service has it as {request_id}"
-            answer = problem(500, "internal", detail, request_id=request_id)
-            await answer(scope, receive, send)
+            await sent(found, request_id)(scope, receive, send)
 
 
 class _TooLargeError(BaseException):

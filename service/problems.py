@@ -112,7 +112,7 @@ def problem(
     """The answer of an error."""
     # Sentences quote what was sent, which may be half a character.
     detail = _whole(detail)
-    return _sent(_made(status, code, detail, errors), request_id, headers)
+    return sent(_made(status, code, detail, errors), request_id, headers)
 
 
 def _made(status: int, code: str, detail: str, errors: list[str] | None = None) -> Problem:
@@ -126,7 +126,17 @@ def _made(status: int, code: str, detail: str, errors: list[str] | None = None) 
     )
 
 
-def _sent(found: Problem, request_id: str | None, headers: dict[str, str] | None) -> JSONResponse:
+def unexpected(error: Exception, path: str, request_id: str | None) -> Problem:
+    """What an error that is our mistake is answered with; its insides are for the log alone."""
+    log.exception("unexpected", exc_info=error, path=path)
+    detail = f"something unexpected happened; the log of the service has it as {request_id}"
+    return _made(500, "internal", detail)
+
+
+def sent(
+    found: Problem, request_id: str | None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error as problem+json."""
     extra = {"Retry-After": "5"} if found.status in (429, 503) else {}
     return JSONResponse(
         found.model_dump(mode="json") | {"request_id": request_id},
@@ -179,7 +189,7 @@ def install(app: FastAPI) -> None:
 def _answer(
     request: Request, found: Problem, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    return _sent(found, _id(request), headers)
+    return sent(found, _id(request), headers)
 
 
 def _shape(item: Any) -> str:

@@ -94,10 +94,11 @@ def sweep(
             f"{spec.compute.workers}; set it to 1 or take --executor ray"
         )
     if spec.compute.budget_hours is not None and not over_budget:
-        from focus_lab.training.estimate import check_budget
+        from focus_lab.training import estimate
 
         talk.print("measuring a few steps …")
-        check_budget(spec, plan)
+        if refused := estimate.over_budget(spec, plan, "add --over-budget"):
+            raise SpecError(refused)
     run_sweep(spec, plan, cells, out_dir, store, tracking_uri, chosen, as_json)
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from focus_lab.lab.failure import Failure, explain_failure
 from focus_lab.lab.recovery import decide
 from focus_lab.specs.training import ComputeSpec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Executor(Protocol):
     def concurrent_trials(self) -> int:
         """How many trials run side by side."""
 
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function, called where a trial would run and with what one has."""
+
     def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
         """Carry out all jobs; returns when each has succeeded, failed, or was given up.
 
@@ -78,6 +83,10 @@ class InProcessExecutor:
 
     def stop(self) -> None:
         """There is nothing to give back."""
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function, called here."""
+        return function(*arguments)
 
     def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
         """Carry out all jobs in order."""

@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import focus_lab
 from focus_lab.errors import ClusterUnreachableError, UserError
@@ -38,6 +38,7 @@ OUTCOME, FAILURE, HISTORY, AGAIN = "outcome", "failure", "history", "again"
 _HEAD = "node:__internal_head__"
 """A resource of Ray's head node. A trial that only waits for its workers takes a little of it and
 no CPU: a share of one would leave rooms too small for a worker."""
+T = TypeVar("T")
 
 
 class TuneExecutor:
@@ -173,6 +174,15 @@ class TuneExecutor:
         if self._started:
             ray.shutdown()
             self._started = False
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The result of a function, called on a machine that has room for a worker."""
+        self.start()
+        import ray
+
+        needs = self._needs()
+        remote = ray.remote(num_cpus=needs["cpu"], num_gpus=needs["gpu"])(function)
+        return cast(T, ray.get(remote.remote(*arguments)))
 
     def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
         """Carry out all jobs.

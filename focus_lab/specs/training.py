@@ -165,8 +165,8 @@ class ComputeSpec(Spec):
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints within an epoch; null writes none there."""
     budget_hours: PositiveFloat | None = added(None)
-    """Hours of training over all trials: `sweep` measures a few steps first and refuses what may
-    take longer. Null measures nothing."""
+    """Hours of training over all trials: `sweep`, or the service on its cluster, measures a few
+    steps first and refuses what may take longer. Null measures nothing."""
     storage: str | None = None
     """Folder or URL (fsspec: s3://…, gs://…) that checkpoints are copied to in the background, for
     machines that share no file system; null keeps them in the trial's folder alone."""

@@ -11,7 +11,6 @@ import torch
 
 from focus_lab.data.dataset import DetectionDataset, build_datasets
 from focus_lab.data.loader import Batch, build_train_loader
-from focus_lab.errors import SpecError
 from focus_lab.model.criterion import Criterion, build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
@@ -110,15 +109,20 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
     return found
 
 
-def check_budget(spec: ExperimentSpec, plan: Plan) -> None:
-    """See that an experiment fits its budget: all of its trials, done ones too.
+def over_budget(spec: ExperimentSpec, plan: Plan, otherwise: str) -> str | None:
+    """See whether an experiment fits its budget: all of its trials, done ones too.
 
-    Raises:
-        SpecError: it may take longer.
+    Args:
+        spec: the experiment.
+        plan: its whole plan.
+        otherwise: what runs it all the same, for the sentence.
+
+    Returns:
+        A sentence if it may take longer.
     """
     budget = spec.compute.budget_hours
     if budget is None:
-        return
+        return None
     found = estimate(plan, measure=True)
     # A search begins with a part of its trials.
     more = num_trials(spec) / len(plan.trials)
@@ -126,12 +130,12 @@ def check_budget(spec: ExperimentSpec, plan: Plan) -> None:
         more * sum(one.trials * one.seconds[end] for one in found if one.seconds) / 3600
         for end in (0, 1)
     )
-    if high > budget:
-        raise SpecError(
-            f"compute.budget_hours: the trials may train for {low:.2g} to {high:.2g} hours, got a "
-            f"budget of {budget:g}; take fewer cells, seeds or epochs, raise it, or add "
-            "--over-budget"
-        )
+    if high <= budget:
+        return None
+    return (
+        f"compute.budget_hours: the trials may train for {low:.2g} to {high:.2g} hours, got a "
+        f"budget of {budget:g}; take fewer cells, seeds or epochs, raise it, or {otherwise}"
+    )
 
 
 @dataclass(frozen=True)

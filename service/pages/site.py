@@ -20,7 +20,7 @@ from service.auth import Principal
 from service.pages.assets import Assets
 from service.pages.history import Histories
 from service.pages.moments import lasting, moment
-from service.problems import ProblemError, describe
+from service.problems import ProblemError, describe, unexpected
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -103,6 +103,10 @@ class PageRoute(APIRoute):
                 found = describe(error)
                 if found.status == 401:
                     return _to_login(request)
+                return site_of(request).problem(request, found)
+            except Exception as error:
+                request_id = request.scope.get("focus_lab.request_id")
+                found = unexpected(error, request.url.path, request_id)
                 return site_of(request).problem(request, found)
 
         return page

@@ -108,6 +108,10 @@ def test_trials_side_by_side_equal_trials_one_by_one(
     assert found == undisturbed(spec)
 
 
+def test_a_function_is_called_in_a_process_of_its_own(ray_executor: TuneExecutor) -> None:
+    assert ray_executor.call(os.getpid) != os.getpid()
+
+
 def test_data_named_by_a_relative_path_is_found_by_the_workers(
     content: dict[str, Any],
     tmp_path: Path,

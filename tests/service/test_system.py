@@ -88,6 +88,21 @@ def test_an_unexpected_error_is_a_problem_without_its_insides(
     assert answer.json()["request_id"] == answer.headers["x-request-id"]
 
 
+def test_an_unexpected_error_of_a_page_is_a_page(
+    app: FastAPI, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise ZeroDivisionError("secret insides")
+
+    monkeypatch.setattr(state.queue, "entry", broken)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        answer = client.get("/ui/experiments/one")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["x-request-id"] in answer.text
+    assert "secret" not in answer.text
+
+
 def test_a_store_that_is_away_is_said_so(
     client: TestClient, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,7 @@ from focus_lab.lab.store import Experiment, LeaseHeldError, Store
 from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
-from focus_lab.specs.plan import plan
+from focus_lab.specs.plan import Plan, plan
 
 SUPERSEDED, HELD = 3, 4
 """Exit codes: the attempt is not wanted; another process carries the experiment out."""
@@ -146,6 +146,11 @@ def _carry_out(
         with launch(spec, planned, home, store, tracking, executor=executor) as lab:
             progress = ToldProgress(console, concurrent=attempt.trials)
             progress.tell = lambda kind, data: attempts.tell(stored.id, kind, data)
+            # Whoever retries it has read why it was refused.
+            if spec.compute.budget_hours is not None and attempt.entry.attempt == 1:
+                refused = executor.call(_over_budget, spec, planned)
+                if refused:
+                    return "failed", refused
             lab.sweep(spec, planned, executor, progress, leased=True)
             return _outcome(lab, stored.id)
     except (
@@ -160,6 +165,13 @@ def _carry_out(
     except FocusLabError as error:
         console.print(str(error), soft_wrap=True, markup=False)
         return "failed", str(error)
+
+
+def _over_budget(spec: ExperimentSpec, planned: Plan) -> str | None:
+    # Here and not above: it imports torch, which this process does without.
+    from focus_lab.training.estimate import over_budget
+
+    return over_budget(spec, planned, "retry it as it is")
 
 
 def _outcome(lab: Lab, experiment_id: str) -> tuple[str, str | None]:

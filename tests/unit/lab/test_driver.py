@@ -46,6 +46,9 @@ class FakeExecutor:
 
     concurrent_trials = 1
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
     def start(self) -> None: ...
 
     def stop(self) -> None: ...

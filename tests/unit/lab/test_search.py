@@ -121,6 +121,9 @@ class Scripted:
 
     concurrent_trials = 1
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
     def __init__(self, stop_after: int | None = None, failing: tuple[float, ...] = ()) -> None:
         self.done: list[tuple[float, str, int]] = []
         self._stop_after, self._failing = stop_after, failing

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from focus_lab.data.dataset import DetectionDataset, build_datasets
-from focus_lab.errors import SpecError
 from focus_lab.model.token_selection import TokenSelector
 from focus_lab.specs.data import DataSpec
 from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
 from focus_lab.specs.plan import plan
 from focus_lab.training import estimate as training_estimate
-from focus_lab.training.estimate import Pace, check_budget, estimate, measure_pace
+from focus_lab.training.estimate import Pace, estimate, measure_pace, over_budget
 from focus_lab.training.profile import profile_model
 
 MakeTrial = Callable[..., TrialSpec]
@@ -143,12 +142,14 @@ def test_an_experiment_beyond_its_budget_is_refused(
             "search": {"kind": "optuna", "samples": 4, "batch": 2},
         },
     )
+    refused = over_budget(spec, plan(spec), "retry it")
     if fits:
-        check_budget(spec, plan(spec))
+        assert refused is None
         assert bool(known_pace) == (hours is not None)
     else:
-        with pytest.raises(SpecError, match=r"may train for 0\.027 to 0\.053 hours, got a budget"):
-            check_budget(spec, plan(spec))
+        assert refused is not None
+        assert "may train for 0.027 to 0.053 hours, got a budget of 0.05;" in refused
+        assert refused.endswith("raise it, or retry it")
 
 
 def test_an_elastic_step_is_measured_with_both_of_its_passes(tiny_trial: MakeTrial) -> None:

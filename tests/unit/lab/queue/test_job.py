@@ -48,6 +48,9 @@ class Acting:
 
     concurrent_trials = 1
 
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
     def __init__(self, failing: dict[str, str] | None = None) -> None:
         self.failing = failing or {}
         self.names: list[str] = []
@@ -189,6 +192,21 @@ def test_what_is_the_users_to_mend_is_a_failure_with_its_sentence(
         "data.root: does not exist, got [/data]; mount it",
     )
     assert "data.root" in driver.output.getvalue()
+
+
+def test_what_is_beyond_its_budget_is_refused_once(
+    driver: Driver, submit: Submit, admit: Admit, settle: Any, queue: Queue
+) -> None:
+    attempt = admit(submit(compute={"budget_hours": 1e-6})[0], begin=False)
+    assert driver(attempt) == 1
+    ended = settle(attempt.entry)
+    assert ended.state is S.FAILED
+    assert "got a budget of 1e-06; take fewer cells" in ended.message
+    assert "retry it as it is" in ended.message
+    assert driver.executor.names == []
+    again = admit(queue.act("one", Action.RETRY, "alice"), begin=False)
+    assert driver(again) == 0
+    assert settle(again.entry).state is S.SUCCEEDED
 
 
 @pytest.mark.parametrize("action", [Action.CANCEL, Action.PAUSE])
