@@ -41,6 +41,14 @@ _CONNECTIONS = 20
 _LET_GO_S = 25.0
 """Seconds that drivers have to save when an embedded service ends."""
 
+# MLflow's server would make its tables without waiting for a driver that does so.
+_PREPARED = """
+import os, sys
+from focus_lab.lab.mlflow_tracker import MlflowTracker
+MlflowTracker(sys.argv[1])
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
 log = structlog.get_logger("focus_lab.service")
 
 
@@ -150,6 +158,7 @@ def mlflow_pages(settings: Settings, port: int) -> Iterator[Settings]:
         return
     artifacts = artifact_root(backend, home) or (home / "mlartifacts").as_uri()
     command = [
+        sys.executable, "-c", _PREPARED, backend,
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
         "--default-artifact-root", artifacts, "--serve-artifacts",
         "--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,8 +52,8 @@ class Tracker(Protocol):
     def end_run(self, run_id: str, state: TrialState) -> None:
         """The run has ended."""
 
-    def curves(self, run_id: str) -> Curves:
-        """All metrics of a run."""
+    def curves(self, run_id: str, names: Collection[str] | None = None) -> Curves:
+        """Metrics of a run over its epochs; all of them, or those of the names that it has."""
 
     def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
         """The experiment's report and summary numbers on one summary run; returns its id."""
@@ -130,9 +130,10 @@ class MemoryTracker:
         """Mark it."""
         self._run(run_id).state = state
 
-    def curves(self, run_id: str) -> Curves:
+    def curves(self, run_id: str, names: Collection[str] | None = None) -> Curves:
         """What was kept."""
-        return self._run(run_id).curves
+        found = self._run(run_id).curves
+        return {name: found[name] for name in found if names is None or name in names}
 
     def has_view(self, tracking_id: str) -> bool:
         """Never: it has no pages."""

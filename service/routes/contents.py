@@ -35,7 +35,7 @@ REPORTS = {
     "json": "report.json",
     "txt": "report.txt",
     "csv": "tables/cells.csv",
-    "tex": "tables/ablation.tex",
+    "tex": "tables/paper.tex",
 }
 """Form of a report -> file in an experiment's folder `report`."""
 _SHOWN = ("report", "trials")
@@ -71,12 +71,9 @@ def curves(
         if trial.tracking_run_id is None:
             continue
         try:
-            all_curves = state.tracker.curves(trial.tracking_run_id)
+            found[trial.id] = state.tracker.curves(trial.tracking_run_id, metric)
         except MissingRunError:
             continue
-        found[trial.id] = {
-            name: points for name, points in all_curves.items() if not metric or name in metric
-        }
     return models.CurveList(items=found)
 
 

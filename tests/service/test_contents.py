@@ -28,7 +28,7 @@ def folder(client: TestClient, spec: Spec, state: State) -> Path:
     for name, text in {
         "report.html": "<html>page</html>", "report.md": "# page", "report.json": "{}",
         "report.txt": "a table", "plots/ap.svg": "<svg/>", "tables/cells.csv": "a,b",
-        "tables/ablation.tex": r"\\begin{tabular}",
+        "tables/paper.tex": r"\\begin{tabular}",
     }.items():  # fmt: skip
         (made / "report" / name).write_text(text)
     (made / "secret.txt").write_text("not shown")

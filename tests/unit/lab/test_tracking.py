@@ -78,6 +78,7 @@ def test_epochs_are_kept_once_each_in_any_order(
     assert curves["coco/AP"] == [(1, 0.1), (2, 0.4), (3, 0.3)]
     assert curves["loss/total"] == [(1, 5.0)]
     assert curves["epoch"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert another.curves(run, ["epoch", "none"]) == {"epoch": curves["epoch"]}
 
 
 def test_numbers_that_are_none_are_left_out(
