@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import postgresql as servers
 import pytest
 import scenery as scenes
+import uvicorn
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
@@ -93,6 +96,21 @@ def app(state: State) -> FastAPI:
 def client(app: FastAPI) -> Iterator[TestClient]:
     with TestClient(app) as opened:
         yield opened
+
+
+@pytest.fixture
+def address(app: FastAPI, state: State) -> Iterator[str]:
+    """The service, on a port of its own."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listening.close()
 
 
 @pytest.fixture

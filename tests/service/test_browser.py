@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import browser as browsers
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from scenery import Scenery, build
 
 from focus_lab.lab.queue.states import Action
@@ -57,21 +53,6 @@ def scene(scenery: Scenery) -> Scenery:
 @pytest.fixture
 def given_settings() -> dict[str, Any]:
     return {"mlflow_url": "http://127.0.0.1:5000"}
-
-
-@pytest.fixture
-def address(app: FastAPI, state: State) -> Iterator[str]:
-    """The service, on a port of its own."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listening.close()
 
 
 async def keep(tab: browsers.Tab, name: str) -> None:
