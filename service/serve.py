@@ -76,6 +76,7 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         dispatcher = None
         if settings.dispatch:
             dispatcher = make_dispatcher(queue, jobs)
+        name_traces()
         app = create_app(state, dispatcher)
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False,
@@ -88,6 +89,11 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         _Server(config, state, lambda: ready(address)).run()
         if embedded:
             let_go(queue, jobs)
+
+
+def name_traces() -> None:
+    """Give traces the service's name, where nobody has given another."""
+    os.environ.setdefault("OTEL_SERVICE_NAME", "focus-lab")
 
 
 def dispatch(settings: Settings, stop: threading.Event) -> None:
