@@ -30,7 +30,10 @@ def added(default: Any) -> Any:
 
     So what computes the same numbers as before keeps its fingerprint, and its trials go on.
     """
-    return Field(default=default, exclude_if=lambda value: bool(value == default))
+    # To compare models takes long, and most have the very default.
+    return Field(
+        default=default, exclude_if=lambda value: value is default or bool(value == default)
+    )
 
 
 FromList = Strict(False)

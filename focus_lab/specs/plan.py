@@ -140,13 +140,14 @@ def plan(
             f"sweep: has too many trials, got {wanted}; at most {MOST_TRIALS} are allowed: take "
             "fewer values, or search: {kind: random, samples: …}"
         )
-    base = spec.base.model_dump(mode="json", exclude={"seed"})
-    base_print = spec.base.fingerprint
+    whole = spec.base.model_dump(mode="json")
+    base = {name: part for name, part in whole.items() if name != "seed"}
+    base_print = trial_fingerprint(whole)
     base_ratio = spec.model.token_selection.keep_ratio
     problems: list[str] = []
     cells: list[Cell] = []
     names_by_print: dict[str, str] = {}
-    contents: dict[str, dict[str, Any]] = {}
+    contents: dict[str, tuple[dict[str, Any], str]] = {}
     for name, overrides, origin in _points(spec, points):
         where = locate(origin)
         prefix = f"{where}: " if where else ""
@@ -173,12 +174,12 @@ def plan(
             )
             continue
         names_by_print[mark] = name
+        contents[name] = content, mark
         if _READ in overrides and base_ratio in overrides[_READ]:
             # What was read from it at the base's ratio is the base.
             others = {path: v for path, v in overrides.items() if path not in (_RATIO, _READ)}
             mark = _effective(base, others).fingerprint
         cells.append(Cell(name, overrides, effective, mark == base_print))
-        contents[name] = content
     baseline = spec.sweep.baseline
     by_name = {name: cell.name for cell in cells for name in _names(cell)}
     if baseline is not None and baseline not in by_name and not problems:
@@ -193,13 +194,15 @@ def plan(
     if baseline is not None:
         cells = [replace(cell, is_baseline=cell.name == by_name[baseline]) for cell in cells]
     trials = tuple(
-        _trial(cell, seed, contents[cell.name]) for seed in spec.sweep.seeds for cell in cells
+        _trial(cell, seed, *contents[cell.name]) for seed in spec.sweep.seeds for cell in cells
     )
     return Plan(tuple(cells), trials)
 
 
-def _trial(cell: Cell, seed: int, of_cell: dict[str, Any]) -> PlannedTrial:
+def _trial(cell: Cell, seed: int, of_cell: dict[str, Any], mark: str) -> PlannedTrial:
     # From the cell's: to turn the spec of each trial into JSON takes ten times as long.
+    if seed == cell.spec.seed:
+        return PlannedTrial(cell.name, cell.overrides, cell.spec, of_cell, mark)
     content = of_cell | {"seed": seed}
     spec = cell.spec.model_copy(update={"seed": seed})
     return PlannedTrial(cell.name, cell.overrides, spec, content, trial_fingerprint(content))
