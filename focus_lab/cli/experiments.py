@@ -174,7 +174,7 @@ def show_plan(
             f"{costs['cost/gflops']:.3g}",
             f"{costs['cost/encoder_gflops']:.3g}",
             between(one.seconds) + (" (scaled)" if one.seconds and not one.measured else ""),
-            "" if one.memory_mib is None else f"{one.memory_mib:.0f} MiB",
+            _memory(one.memory_mib),
         )
     out.print(table)
     out.print(f"{trials} trials of {len(found)} cells. GFLOPs: 2 per multiply-add, one image.")
@@ -183,8 +183,20 @@ def show_plan(
     if time:
         out.print(
             "Times: from the fastest and the slowest of a few training steps on this machine, one "
-            "trial alone, no evaluation. Memory: the peak of these steps; later ones may need more."
+            "trial alone, no evaluation. Memory: peaks of these steps; later ones may need more."
         )
+        if all(one.seconds for one in found):
+            low, high = (
+                sum(one.trials * one.seconds[end] for one in found if one.seconds) for end in (0, 1)
+            )
+            out.print(f"All trials, one after the other: {between((low, high))}.")
+
+
+def _memory(mib: tuple[float, float] | None) -> str:
+    if mib is None:
+        return ""
+    low, high = (f"{end:.0f}" for end in mib)
+    return f"{low} MiB" if low == high else f"{low} to {high} MiB"
 
 
 @app.command()

@@ -44,11 +44,12 @@ class Estimate:
     seconds: tuple[float, float] | None
     """Training time of a trial alone on this machine, without evaluation: if every step took as
     long as the fastest that was measured, and as the slowest. None if not asked for."""
-    memory_mib: float | None
-    """Largest memory while it was measured: of the GPU's allocator, or of this process with all of
-    its libraries. Later batches may need more. None for cells that were not measured."""
+    memory_mib: tuple[float, float] | None
+    """Peak memory of the least and of the most demanding step: of the GPU's allocator, or of this
+    process with all of its libraries. Later batches may need more. None if not asked for."""
     measured: bool
-    """Whether the time was measured, or scaled by FLOPs from a cell that was."""
+    """Whether it was measured. Otherwise time is scaled by FLOPs from a cell that was, and memory
+    is the range of those that were."""
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON data."""
@@ -62,7 +63,7 @@ class Estimate:
             "trials": self.trials,
             "steps": self.steps,
             "seconds_a_trial": self.seconds and list(self.seconds),
-            "memory_mib": self.memory_mib,
+            "memory_mib": self.memory_mib and list(self.memory_mib),
             "measured": self.measured,
         } | self.cost.metrics()
 
@@ -80,6 +81,7 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
     found: list[Estimate] = []
     # Of ordinary and of elastic cells, one of which was measured: its pace and its MACs.
     timed: dict[bool, tuple[Pace, int]] = {}
+    memory: dict[bool, tuple[float, float]] = {}
     deadline = time.monotonic() + _MEASURING_SECONDS
     opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
     for cell in plan.cells:
@@ -98,14 +100,16 @@ def estimate(plan: Plan, measure: bool) -> list[Estimate]:
         pace = measure_pace(spec, train_set) if measured else None
         if pace:
             timed[elastic] = (pace, cost.total_macs)
+            low, high = memory.get(elastic, pace.memory_mib)
+            memory[elastic] = min(low, pace.memory_mib[0]), max(high, pace.memory_mib[1])
         seconds = None
         if elastic in timed:
             known, macs = timed[elastic]
             images = cost.total_macs / macs * steps * batch_size
             seconds = (known.fastest * images, known.slowest * images)
         trials = sum(trial.cell == cell.name for trial in plan.trials)
-        memory = pace.memory_mib if pace else None
-        found.append(Estimate(cell, trials, cost, steps, seconds, memory, pace is not None))
+        needed = pace.memory_mib if pace else memory.get(elastic)
+        found.append(Estimate(cell, trials, cost, steps, seconds, needed, pace is not None))
     return found
 
 
@@ -146,8 +150,8 @@ class Pace:
     """Seconds an image in the fastest step."""
     slowest: float
     """Seconds an image in the slowest step."""
-    memory_mib: float
-    """Peak, see `Estimate`."""
+    memory_mib: tuple[float, float]
+    """Peak of a step, least and most; see `Estimate`."""
 
 
 def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
@@ -162,12 +166,13 @@ def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
     micro = max(1, spec.training.batch_size // spec.training.accumulation)
     loader = build_train_loader(train_set, spec.data, batch_size=micro, seed=0, workers=0)
     loader.set_epoch(0)
-    reset_peak_memory(device)
     elastic = spec.training.elastic
     every = elastic.smaller_every_steps if elastic.enabled else 1
     # Seconds an image of steps without a smaller ratio, and of those that an elastic training has.
     alone: list[float] = []
     seconds: list[float] = []
+    peaks: list[float] = []
+    reset_peak_memory(device)
     start = time.perf_counter()
     for number, batch in enumerate(loader):
         batch = batch.to(device)
@@ -180,6 +185,8 @@ def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
         if number > 0:
             took = alone if every > 1 and not smaller else seconds
             took.append((time.perf_counter() - start) / len(batch.image_ids))
+            peaks.append(peak_memory_mib(device))
+        reset_peak_memory(device)
         start = time.perf_counter()
         if number == _STEPS:
             break
@@ -187,7 +194,7 @@ def measure_pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
         return None
     alone = alone or seconds
     fastest, slowest = ((end(seconds) + (every - 1) * end(alone)) / every for end in (min, max))
-    return Pace(fastest, slowest, peak_memory_mib(device))
+    return Pace(fastest, slowest, (min(peaks), max(peaks)))
 
 
 def _total_loss(

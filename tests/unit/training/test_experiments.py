@@ -19,7 +19,7 @@ EXPERIMENTS = Path(__file__).parents[3] / "experiments"
     "name",
     [
         *("cascades_at_equal_cost", "components", "score_modulation", "dual_attention"),
-        *("value_source", "foreground_labels", "rivals"),
+        *("value_source", "foreground_labels", "rivals", "scoring_cascade"),
     ],
 )
 def test_every_cell_takes_a_training_step_and_detects(name: str) -> None:
