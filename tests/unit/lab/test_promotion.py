@@ -38,8 +38,16 @@ import mlflow
 mlflow.set_tracking_uri(sys.argv[1])
 model = mlflow.pyfunc.load_model(sys.argv[2])
 import focus_lab
-answer = model.predict([{"image": sys.argv[3]}], params={"score_threshold": 0.0})
-print(json.dumps({"answer": answer, "package": focus_lab.__file__}))
+params = {"score_threshold": 0.0}
+answer = model.predict([{"image": sys.argv[3]}], params=params)
+# As `mlflow models serve` serves it.
+from mlflow.pyfunc.scoring_server import init
+from starlette.testclient import TestClient
+served = TestClient(init(model)).post(
+    "/invocations", json={"inputs": [{"image": sys.argv[3]}], "params": params}
+)
+found = {"answer": answer, "package": focus_lab.__file__, "served": served.json()}
+print(json.dumps(found))
 """
 
 
@@ -68,7 +76,7 @@ def png(seed: int = 0) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_promoted_trial_is_loaded_by_its_alias_and_detects_what_its_weights_do(
+def test_a_promoted_trial_is_loaded_and_served_and_detects_what_its_weights_do(
     lab: Lab, home: Path
 ) -> None:
     assert promote(lab, "tiny", "elastic@0.5", None, "detector", "champion") == "1"
@@ -88,6 +96,9 @@ def test_a_promoted_trial_is_loaded_by_its_alias_and_detects_what_its_weights_do
     found = json.loads(done.stdout.splitlines()[-1])
     assert not found["package"].startswith(str(Path(__file__).parents[3]))
     [answer] = found["answer"]
+    [served] = found["served"]["predictions"]
+    assert served["labels"] == answer["labels"]
+    assert served["scores"] == pytest.approx(answer["scores"])
     [folder] = (home / "tiny" / "trials").glob("*seed3*")
     best = latest_path(checkpoint_folder(folder))
     assert best is not None
