@@ -36,7 +36,6 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
                 curves = tracker.curves(trial.tracking_run_id)
             except MissingRunError as error:
                 message = message or str(error)
-        samples = trial_folder(experiment, trial) / SAMPLES
         record = TrialRecord(
             id=trial.id,
             cell=trial.cell,
@@ -44,7 +43,7 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
             state=trial.state.value,
             message=message,
             curves=curves,
-            samples=samples if (samples / "samples.json").is_file() else None,
+            samples=_samples(trial_folder(experiment, trial) / SAMPLES),
         )
         records += _readings(record, trial)
     return ExperimentRecord(
@@ -70,7 +69,7 @@ def _readings(record: TrialRecord, trial: Trial) -> list[TrialRecord]:
             curves = {n: points for n, points in record.curves.items() if not n.startswith("at_")}
             found.append(replace(record, cell=name, curves=curves))
             continue
-        # Training is that of all readings; latency and pictures are of the trained ratio alone.
+        # Training is that of all readings; latency is that of the trained ratio alone.
         curves = {
             n: points
             for n, points in record.curves.items()
@@ -80,8 +79,13 @@ def _readings(record: TrialRecord, trial: Trial) -> list[TrialRecord]:
             for n, points in record.curves.items()
             if n.startswith(prefix)
         }
-        found.append(replace(record, cell=name, curves=curves, samples=None))
+        samples = record.samples and _samples(record.samples / prefix)
+        found.append(replace(record, cell=name, curves=curves, samples=samples))
     return found or [record]
+
+
+def _samples(folder: Path) -> Path | None:
+    return folder if (folder / "samples.json").is_file() else None
 
 
 def _ratios_read(spec: dict[str, Any]) -> list[float]:

@@ -119,7 +119,8 @@ def fit(
         make_folder(folder)
         if storage:
             storage.fetch(MANIFEST, folder)
-            storage.fetch(f"{SAMPLES}/{BREAKDOWN}", folder)
+            for of_ratio in ("", *map(reading, _other_ratios(spec))):
+                storage.fetch(f"{SAMPLES}/{of_ratio}{BREAKDOWN}", folder)
             storage.fetch_checkpoint(checkpoint_folder(folder))
             # What ended the attempt before may have come before it was sent.
             for path in checkpoints.newest_and_best(checkpoint_folder(folder)):
@@ -168,6 +169,9 @@ def fit(
         with trial.evaluated_weights():
             workers.goes_on("writing samples")
             write_samples(model, val_set, spec, device, folder / SAMPLES)
+            for ratio in _other_ratios(spec):
+                with model.keeping(ratio):
+                    write_samples(model, val_set, spec, device, folder / SAMPLES / reading(ratio))
         if storage:
             storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
@@ -297,7 +301,8 @@ class _Trial:
             if last:
                 metrics |= self._readings()
             if last and self.storage and self.workers.first:
-                self.storage.send(self.samples / BREAKDOWN, f"{SAMPLES}/{BREAKDOWN}")
+                for file in self.samples.rglob(BREAKDOWN):
+                    self.storage.send(file, f"{SAMPLES}/{file.relative_to(self.samples)}")
         metrics["cost/peak_memory_mib"] = peak_memory_mib(self.device)
         return metrics
 
@@ -315,6 +320,7 @@ class _Trial:
                     AUTOCAST[self.spec.training.precision],
                     self.spec.compute.evaluator,
                     self.workers,
+                    breakdown=self.samples / reading(ratio),
                 )
             _check_kept(self.spec, found, ratio)
             found["tokens/keep_ratio"] = ratio

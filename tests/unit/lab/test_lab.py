@@ -105,6 +105,15 @@ def test_an_elastic_training_is_reported_at_every_ratio_of_its_axis(
         costs.append((trials[0].final("cost/gflops"), trials[0].final("tokens/kept")))
     assert costs == sorted(costs)
     assert costs[0] < costs[-1]
+    # Each reading has pictures of its own, and what lies behind its AP.
+    shown = []
+    for trial in (record.trials_of(cell.name)[0] for cell in record.cells):
+        assert trial.samples is not None
+        assert (trial.samples / "breakdown.json").is_file()
+        images = json.loads((trial.samples / "samples.json").read_text())["images"]
+        shown.append(sum(depth > 0 for image in images for depth in image["kept_depth"]))
+    assert shown == sorted(shown)
+    assert shown[0] < shown[-1]
     page = lab.page("tiny").read_text()
     assert "are the weights of one training a seed (elastic)" in page
 
