@@ -119,6 +119,8 @@ async def _tidy(state: State) -> None:
                 log.info("retention", freed_bytes=freed)
         except (StoreError, OSError) as error:
             log.warning("retention", error=str(error))
+        except Exception as error:
+            log.exception("retention", exc_info=error)
         await asyncio.sleep(_TIDY_S)
 
 

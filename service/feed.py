@@ -63,6 +63,9 @@ class Feed:
             except StoreError as error:
                 # They are there when the store is back.
                 log.warning("feed", error=str(error))
+            except Exception as error:
+                # One event that cannot be read must not end the streams of all.
+                log.exception("feed", exc_info=error)
             try:
                 await asyncio.wait_for(self._closing.wait(), _PAUSE_S)
             except TimeoutError:

@@ -31,6 +31,8 @@ from focus_lab.lab.queue.queue import (
 
 MEDIA_TYPE = "application/problem+json"
 
+_MOST_ERRORS, _LONGEST = 100, 2000
+
 log = structlog.get_logger("focus_lab.service")
 
 
@@ -120,9 +122,9 @@ def _made(status: int, code: str, detail: str, errors: list[str] | None = None) 
         type=f"urn:focus-lab:problem:{code}",
         title=TITLES.get(status, "It did not work"),
         status=status,
-        detail=detail,
+        detail=detail[:_LONGEST],
         code=code,
-        errors=[_whole(error) for error in errors or []],
+        errors=_some(errors or []),
     )
 
 
@@ -144,6 +146,14 @@ def sent(
         headers=extra | (headers or {}),
         media_type=MEDIA_TYPE,
     )
+
+
+def _some(errors: list[str]) -> list[str]:
+    """As many mistakes as a person reads: what is sent must not grow with a hostile body."""
+    shown = [_whole(error)[:_LONGEST] for error in errors[:_MOST_ERRORS]]
+    if left := len(errors) - len(shown):
+        shown.append(f"and {left} more mistakes; mend these first")
+    return shown
 
 
 def _whole(text: str) -> str:

@@ -195,7 +195,7 @@ def open_queue(settings: Settings) -> Iterator[Queue]:
         OldStoreError: the tables are not current.
     """
     url = store_of(settings)
-    database = Database(url, migrate=url.startswith("sqlite"), connections=_CONNECTIONS)
+    database = Database(url, connections=_CONNECTIONS)
     try:
         yield Queue(Store(database), load_policy(settings.policy))
     finally:
@@ -259,7 +259,9 @@ def configure_logs() -> None:
         structlog.processors.format_exc_info,
     ]
     if sys.stderr.isatty():
-        shown[-1:] = [structlog.dev.ConsoleRenderer()]
+        # Without the values of variables, which structlog would add: some are tokens.
+        plain = structlog.dev.plain_traceback
+        shown[-1:] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
     else:
         shown.append(structlog.processors.JSONRenderer())
     structlog.configure(

@@ -21,6 +21,7 @@ from service.board import Board, look_through
 from service.feed import Feed
 from service.intake import Intake
 from service.settings import Settings
+from service.submission import Costs
 
 
 @dataclass
@@ -50,6 +51,7 @@ class State:
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
+        self.costs = Costs()
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
 

@@ -6,10 +6,11 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 
 from focus_lab.client import models
@@ -36,6 +37,8 @@ BODY: dict[str, Any] = {
 """For OpenAPI."""
 
 _COST_SECONDS = 120
+_MOST_WAITING = 8
+T = TypeVar("T")
 
 
 async def read_body(request: Request) -> tuple[str, bool]:
@@ -107,8 +110,22 @@ class Costs:
     """Costs of plans, counted by a process of their own: counting needs torch."""
 
     def __init__(self) -> None:
-        self._one = threading.Lock()
+        self._one = CapacityLimiter(1)
         self._known: dict[str, dict[str, Any]] = {}
+
+    async def one_at_a_time(self, show: Callable[[], T]) -> T:
+        """The result of what asks for costs: each takes a core for some seconds.
+
+        Raises:
+            ProblemError: too many wait already.
+        """
+        if self._one.statistics().tasks_waiting >= _MOST_WAITING:
+            raise ProblemError(
+                503, "cost-busy", "plan: others are being counted; ask again in a minute, or "
+                "without cost",
+            )  # fmt: skip
+        # Threads of its own: no other request waits for them.
+        return await to_thread.run_sync(show, limiter=self._one)
 
     def of(self, spec: ExperimentSpec) -> dict[str, Any]:
         """Cell -> parameters and GFLOPs.
@@ -118,13 +135,11 @@ class Costs:
         """
         content = spec.model_dump(mode="json")
         mark = fingerprint(content)
-        # One at a time: each takes a core for some seconds.
-        with self._one:
-            if mark not in self._known:
-                if len(self._known) > 200:
-                    self._known.clear()
-                self._known[mark] = self._count(content)
-            return self._known[mark]
+        if mark not in self._known:
+            if len(self._known) > 200:
+                self._known.clear()
+            self._known[mark] = self._count(content)
+        return self._known[mark]
 
     def _count(self, content: dict[str, Any]) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="focus-lab-plan-") as folder:

@@ -49,7 +49,10 @@ def serve(
     ] = None,
     auth: Annotated[
         bool | None,
-        typer.Option(help="Whether requests need a token; by default beyond this machine."),
+        typer.Option(
+            help="Whether requests need a token; by default beyond this machine, and where "
+            "FOCUS_LAB_ALLOWED_HOSTS names others, as behind a proxy."
+        ),
     ] = None,
     policy: PolicyFile = None,
     mlflow_port: Annotated[
@@ -61,13 +64,16 @@ def serve(
 ) -> None:
     """Serve the queue, its REST interface and its pages."""
     module = _service()
-    needs_token = not module.is_loopback(host) if auth is None else auth
     given: dict[str, Any] = {
         "home": out_dir, "store": store, "tracking_uri": tracking_uri, "host": host, "port": port,
-        "ray_dashboard": ray, "auth": needs_token, "policy": policy, "dispatch": dispatcher,
+        "ray_dashboard": ray, "policy": policy, "dispatch": dispatcher,
     }  # fmt: skip
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    if not needs_token and not module.is_loopback(host):
+    # A proxy of this machine brings strangers to loopback.
+    reached = not module.is_loopback(host) or bool(settings.allowed_hosts)
+    needs_token = reached if auth is None else auth
+    settings = settings.model_copy(update={"auth": needs_token})
+    if reached and not needs_token:
         talk.print("warning: everybody who reaches this address is an administrator")
 
     def ready(address: str) -> None:
@@ -103,7 +109,8 @@ def migrate(out_dir: Out = RUNS, store: StoreUrl = None) -> None:
     from focus_lab.lab.database import Database
     from focus_lab.lab.lab import store_url
 
-    with contextlib.closing(Database(store or store_url(out_dir))) as database:
+    url = store or store_url(out_dir)
+    with contextlib.closing(Database(url, migrate=True)) as database:
         out.print(f"{database.url}: up to date", soft_wrap=True)
 
 

@@ -302,5 +302,7 @@ class BulkCancel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    ids: list[str] = Field(min_length=1, max_length=500)
+    ids: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]] = Field(
+        min_length=1, max_length=500
+    )
     """Ids or names."""

@@ -58,7 +58,12 @@ class Database:
     """
 
     def __init__(
-        self, url: str, *, create: bool = True, migrate: bool = True, connections: int = 5
+        self,
+        url: str,
+        *,
+        create: bool = True,
+        migrate: bool | None = None,
+        connections: int = 5,
     ) -> None:
         try:
             self._engine = sa.create_engine(
@@ -88,6 +93,8 @@ class Database:
                 f"store {self.url}: there is none yet; run `focus-lab sweep FILE` first, or name "
                 "its place with --out DIR or --store"
             )
+        if migrate is None:
+            migrate = not self.is_postgresql
         try:
             if migrate or self._revision() is None:
                 self.migrate()

@@ -16,6 +16,8 @@ from focus_lab.specs.base import (
 )
 
 Range = Annotated[tuple[PositiveInt, PositiveInt], FromList]
+ImageCount = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Drawn images: their sizes are held in memory."""
 """(low, high), both included."""
 
 
@@ -98,9 +100,9 @@ class ShapesData(_DataSpec):
     """(height, width) in pixels."""
     num_classes: Annotated[int, Field(ge=1, le=8)] = 8
     """How many of the eight shape classes are used."""
-    num_train: PositiveInt = 1800
+    num_train: ImageCount = 1800
     """Training scenes."""
-    num_val: PositiveInt = 150
+    num_val: ImageCount = 150
     """Validation scenes; drawn from other seeds than the training scenes."""
     objects: Annotated[tuple[NonNegativeInt, PositiveInt], FromList] = (2, 14)
     """Fewest and most objects a scene; 0 allows scenes without any box."""

@@ -29,6 +29,7 @@ MOST_TRIALS = 10_000
 _TRIAL_PARTS = ("model", "data", "training")
 _RATIO = "model.token_selection.keep_ratio"
 _READ = "training.elastic.evaluate_at"
+_SHOWN = 100
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,9 @@ def plan(
         try:
             effective = _effective(base, overrides)
         except SpecError as error:
-            problems += [f"{prefix}cell {name}: {problem}" for problem in error.problems]
+            # The name of a cell of many axes is long, and stands in each sentence.
+            shown = name if len(name) <= _SHOWN else f"{name[:_SHOWN]}…"
+            problems += [f"{prefix}cell {shown}: {problem}" for problem in error.problems]
             continue
         content = effective.model_dump(mode="json")
         mark = trial_fingerprint(content)

@@ -18,7 +18,7 @@ from service import views
 from service.auth import Principal, Reader, Writer
 from service.problems import ProblemError, declared
 from service.state import State, state_of
-from service.submission import BODY, JSON_TYPE, Costs, plan_view, read_body, read_spec
+from service.submission import BODY, JSON_TYPE, plan_view, read_body, read_spec
 
 router = APIRouter(tags=["experiments"], responses=declared(401, 403, 429, 503))
 
@@ -30,7 +30,6 @@ Id = Annotated[
         examples=["keep-ratio"],
     ),
 ]  # fmt: skip
-_costs = Costs()
 
 
 @router.post(
@@ -78,7 +77,7 @@ async def submit(
 
     def show_plan() -> models.Plan:
         spec, planned = read()
-        return plan_view(spec, planned, _costs.of(spec) if cost else None)
+        return plan_view(spec, planned, state.costs.of(spec) if cost else None)
 
     def submission() -> Submission:
         spec, planned = read()
@@ -97,6 +96,8 @@ async def submit(
 
     if plan:
         response.status_code = 200
+        if cost:
+            return await state.costs.one_at_a_time(show_plan)
         return await run_in_threadpool(show_plan)
     return await state.intake.put(submission, finish)
 

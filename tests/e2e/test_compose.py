@@ -178,6 +178,9 @@ class Deployment:
                 place.mkdir(exist_ok=True)
                 machine.run("mkdir", "-p", target)
                 machine.run("mount", "--bind", place, target)
+            elif (file := FILE.parent / source).is_file():
+                machine.run("touch", target)
+                machine.run("mount", "--bind", file, target)
         command = service["command"]
         if name == "postgres":
             command = self._initialise(machine, service)

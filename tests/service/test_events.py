@@ -49,6 +49,36 @@ def test_a_stream_begins_at_the_beginning_and_goes_on_where_it_broke(
     assert asyncio.run(take(state.feed, 5, Cursor(), None))[-1] == rest[-1]
 
 
+def test_a_feed_goes_on_after_whatever_goes_wrong(
+    client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = state.events.after
+    broken = [ValueError("an event that cannot be read")]
+
+    def after(*arguments: Any, **more: Any) -> list[Event]:
+        if broken and more == {"limit": 500}:
+            raise broken.pop()
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(state.events, "after", after)
+    feed = Feed(state.events)
+
+    async def play() -> list[Event]:
+        running = asyncio.create_task(feed.run())
+        listening = asyncio.create_task(take(feed, 1, None, None))
+        while not feed.listeners:
+            await asyncio.sleep(0)
+        while broken:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(client.post, "/experiments", json=spec("one"))
+        found = await asyncio.wait_for(listening, 20)
+        await feed.close()
+        await running
+        return found
+
+    assert [event.kind for event in asyncio.run(play())] == ["submitted"]
+
+
 def test_many_listeners_get_every_event_in_order_while_many_write(
     client: TestClient, spec: Spec, state: State
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
@@ -217,6 +219,40 @@ def test_several_are_cancelled_at_once_each_with_its_own_answer(
     outcomes = {item["id"]: item for item in answer.json()["items"]}
     assert outcomes["a"]["state"] == outcomes["b"]["state"] == "CANCELLED"
     assert "no such name" in outcomes["nope"]["problem"]
+    half = client.post(
+        "/experiments/cancel",
+        content=b'{"ids": ["\\ud800"]}',
+        headers={"content-type": "application/json"},
+    )
+    assert code_of(half) == (422, "shape")
+
+
+def test_who_asks_for_costs_keeps_nobody_else_waiting(
+    client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = threading.Event()
+
+    def slowly(content: dict[str, Any]) -> dict[str, Any]:
+        counted.wait(60)
+        return {}
+
+    monkeypatch.setattr(state.costs, "_count", slowly)
+    with ThreadPoolExecutor(30) as pool:
+        asked = [
+            pool.submit(client.post, "/experiments?plan=true&cost=true", json=spec(f"e{n}"))
+            for n in range(20)
+        ]
+        begun = time.perf_counter()
+        # More are asked for than there are threads for requests.
+        refused = [next(as_completed(asked)).result()]
+        assert client.get("/experiments").status_code == 200
+        assert time.perf_counter() - begun < 20
+        counted.set()
+        answers = [one.result() for one in asked]
+    assert refused[0].status_code == 503
+    codes = {answer.status_code: answer for answer in answers}
+    assert set(codes) == {200, 503}
+    assert code_of(codes[503]) == (503, "cost-busy")
 
 
 class TestWithLimits:

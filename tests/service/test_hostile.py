@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 _EXAMPLES = int(os.environ.get("FOCUS_LAB_FUZZ", "1000"))
 _MOST_SECONDS, _FIRST = 10.0, 200
+_LARGEST_ANSWER = 400_000
 _MOST_MB = 100.0
 """More than it had after its first requests."""
 
@@ -102,6 +103,7 @@ def base(spec: Callable[..., dict[str, Any]]) -> dict[str, Any]:
 
 def _check(answer: Any, begun: float) -> None:
     assert answer.status_code < 500, answer.text
+    assert len(answer.content) < _LARGEST_ANSWER
     assert time.perf_counter() - begun < _MOST_SECONDS
     if answer.status_code >= 400:
         content = answer.json()
@@ -118,6 +120,38 @@ def server(tmp_path: Path) -> Iterator[Server]:
         httpx2.Client(base_url=address, timeout=60.0) as client,
     ):
         yield client, pid
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(
+            {"sweep": {"axes": {f"unknown.path_{n}": [1] for n in range(4000)}}}, id="axes"
+        ),
+        pytest.param({f"unknown_{n}": 1 for n in range(6000)}, id="keys"),
+        pytest.param(
+            {"sweep": {"cells": {f"c{n}": {"nothing": 1} for n in range(500)}}}, id="cells"
+        ),
+    ],
+)
+def test_many_mistakes_are_answered_shortly(
+    client: TestClient, base: dict[str, Any], body: dict[str, Any]
+) -> None:
+    begun = time.perf_counter()
+    answer = client.post("/experiments?plan=true", json=base | body)
+    assert answer.status_code == 400
+    _check(answer, begun)
+    assert "more mistakes; mend these first" in answer.json()["errors"][-1]
+
+
+def test_a_key_that_stands_twice_among_many_is_found_at_once(client: TestClient) -> None:
+    keys = [f'"k{number}": 1' for number in range(9000)]
+    text = "{" + ", ".join([*keys, keys[-1]]) + "}"
+    begun = time.process_time()
+    answer = client.post("/experiments", content=text, headers={"content-type": "application/json"})
+    # To look for each key among all took seconds.
+    assert time.process_time() - begun < 0.5
+    assert "'k8999' twice in one mapping" in answer.json()["detail"]
 
 
 def test_no_body_breaks_the_service(server: Server, base: dict[str, Any]) -> None:

@@ -103,6 +103,6 @@ def load_policy(path: Path | None) -> Policy:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(
             f"{path}: cannot be read, got {' '.join(str(error).split())}; write YAML as in "
-            "service/deploy/policy.yaml"
+            "service/policy.example.yaml"
         ) from error
     return validate_as(Policy, content, lambda dotted: str(path))

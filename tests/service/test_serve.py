@@ -1,0 +1,98 @@
+"""How the service is started: who needs a token, and what its log may say."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from fastapi import FastAPI
+from starlette.testclient import TestClient
+from typer.testing import CliRunner
+
+from focus_lab.cli import app as commands
+from service import serve
+from service.settings import Settings
+from service.state import State
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What the command would have served with."""
+    found: list[Settings] = []
+    monkeypatch.setattr(serve, "serve", lambda settings, ready, **_: found.append(settings))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts", "auth"),
+    [
+        ([], None, False),
+        (["--host", "0.0.0.0"], None, True),
+        # A proxy of this machine brings strangers to loopback.
+        ([], '["lab.example.org"]', True),
+        (["--no-auth"], '["lab.example.org"]', False),
+        (["--auth"], None, True),
+    ],
+)
+def test_a_token_is_needed_wherever_strangers_may_come_from(
+    started: list[Settings],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    hosts: str | None,
+    auth: bool,
+) -> None:
+    if hosts:
+        monkeypatch.setenv("FOCUS_LAB_ALLOWED_HOSTS", hosts)
+    result = CliRunner().invoke(commands, ["serve", *options])
+    assert result.exit_code == 0, result.output
+    assert started[0].auth is auth
+    warned = "everybody who reaches this address is an administrator" in result.output
+    assert warned == ("--no-auth" in options)
+
+
+@pytest.fixture
+def given_settings() -> dict[str, Any]:
+    return {"auth": True}
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a person who started the service on a terminal sees."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    shown = Terminal()
+    monkeypatch.setattr(sys, "stderr", shown)
+    before = structlog.get_config()
+    serve.configure_logs()
+    # Loggers that are used meanwhile must not keep this terminal.
+    structlog.configure(cache_logger_on_first_use=False)
+    yield shown
+    structlog.configure(**before)
+
+
+def test_a_log_on_a_terminal_has_the_error_and_no_token(
+    app: FastAPI,
+    state: State,
+    token: Callable[..., dict[str, str]],
+    terminal: io.StringIO,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(name: str) -> None:
+        raise ZeroDivisionError("what went wrong")
+
+    headers = token()
+    secret = headers["Authorization"].removeprefix("Bearer ")
+    monkeypatch.setattr(state.queue, "entry", broken)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/experiments/one", headers=headers).status_code == 500
+    shown = terminal.getvalue()
+    assert "what went wrong" in shown
+    assert secret not in shown
+    assert secret[:20] not in shown
