@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -31,7 +32,10 @@ def class_plot(comparison: Comparison) -> str | None:
     }
     widest = sorted(aps, key=lambda name: (min(aps[name]) - max(aps[name]), name))[:MAX_CLASSES]
     ordered = sorted(widest, key=lambda name: (-float(np.mean(aps[name])), name))
-    figure = drawing.new_figure(5.6, 1.7 + 0.3 * len(ordered))
+    legend = [q.printable(cell.name, marks.NAME_WIDTH) for cell in cells]
+    columns = drawing.legend_columns(legend)
+    height = 1.1 + 0.3 * max(3, len(ordered)) + 0.22 * math.ceil(len(legend) / columns)
+    figure = drawing.new_figure(5.6, height)
     axes = figure.subplots()
     for number, cell in enumerate(cells):
         # Side by side within the row of a class.
@@ -50,11 +54,10 @@ def class_plot(comparison: Comparison) -> str | None:
     axes.set_yticks(rows, labels, parse_math=False, color=INK)
     axes.set_ylim(len(ordered) - 0.5, -0.5)
     axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if axes.get_xlim()[0] < 0.05 else None)
-    legend = [q.printable(cell.name, marks.NAME_WIDTH) for cell in cells]
     handles = [marks.handle(number) for number in range(len(cells))]
     for one in handles:
         one.set_linestyle("")
-    drawing.legend(figure, handles, legend, drawing.legend_columns(legend))
+    drawing.legend(figure, handles, legend, columns)
     return drawing.to_svg(figure, "classes")
 
 

@@ -93,6 +93,8 @@ def to_svg(figure: Figure, salt: str) -> str:
     ):
         # Names may have letters that the measuring font lacks; the reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        # A layout measures before it moves; the second measures what the first has pushed out.
+        figure.draw_without_rendering()
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", buffer.getvalue(), flags=re.DOTALL)

@@ -19,6 +19,8 @@ from focus_lab.analysis.records import TrialRecord
 from focus_lab.analysis.summary import Comparison
 
 PARTS = ("backbone", "neck", "scorer", "encoder", "decoder", "heads")
+# Bars have no markers: an order in which colours that touch differ for the colour-blind too.
+PART_COLOURS = tuple(COLOURS[place] for place in (0, 1, 3, 4, 5, 2))
 
 
 def pareto_plot(comparison: Comparison) -> str | None:
@@ -117,8 +119,8 @@ def cost_plot(comparison: Comparison) -> str | None:
     axes = figure.subplots()
     rows = list(range(len(cells)))
     left = np.zeros(len(cells))
-    handles = [Patch(color=colour) for _, colour in zip(PARTS, COLOURS, strict=False)]
-    for part, colour in zip(PARTS, COLOURS, strict=False):
+    handles = [Patch(color=colour) for colour in PART_COLOURS]
+    for part, colour in zip(PARTS, PART_COLOURS, strict=True):
         axes.barh(rows, shares[part], left=left, height=0.62, color=colour, edgecolor="none")
         left += shares[part]
     for row, cell in zip(rows, cells, strict=True):

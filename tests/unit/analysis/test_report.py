@@ -8,7 +8,7 @@ import pytest
 from focus_lab.analysis.report import PAGE, write_report
 
 APS = {"keep_ratio=0.1": {0: 0.2}, "base": {0: 0.3}}
-_VOID = {"meta", "img", "br", "link", "input", "hr"}
+_VOID = {"meta", "img", "br", "wbr", "link", "input", "hr"}
 
 
 class _Checker(HTMLParser):
@@ -56,6 +56,13 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(make_record, samples_f
     checker = _checked(page.read_text())
     # Ground truth and two cells, then both layers of both cells.
     assert checker.images == 7
+
+
+def test_columns_are_explained_below_the_table_that_has_them(make_record, tmp_path):
+    text = write_report(make_record(APS), tmp_path).read_text()
+    for column in ("on front (seeds)", "mean over layers"):
+        below = text[text.index(f">{column}</th>") :]
+        assert f"“{column.capitalize()}”" in below[: below.index("<table", 1)]
 
 
 def test_one_seed_is_said_on_the_page_and_in_markdown(make_record, tmp_path):
