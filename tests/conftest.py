@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import postgresql as servers
 import pytest
 import torch
 from hypothesis import settings
@@ -74,6 +75,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[servers.Schemas]:
+    """One PostgreSQL server for the whole test run: the one of the environment, or its own."""
+    if url := os.environ.get("FOCUS_LAB_TEST_DATABASE_URL"):
+        given = servers.Schemas(url)
+        yield given
+        given.drop()
+        return
+    if reason := servers.why_not():
+        pytest.skip(reason)
+    with servers.server() as started:
+        yield servers.Schemas(started.new_database())
 
 
 @pytest.fixture

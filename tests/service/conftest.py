@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -30,26 +31,20 @@ from service.settings import Settings
 from service.state import State
 
 
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[servers.PostgreSQL]:
-    """One PostgreSQL server for the whole test run."""
-    if reason := servers.why_not():
-        pytest.skip(reason)
-    with servers.server() as started:
-        yield started
-
-
 @pytest.fixture
 def database() -> str:
-    """Which kind of database the store is in; test files may offer several."""
-    return "sqlite"
+    """Which kind of database the store is in; test files may offer several.
+
+    FOCUS_LAB_TEST_DATABASE=postgresql runs all of them there.
+    """
+    return os.environ.get("FOCUS_LAB_TEST_DATABASE", "sqlite")
 
 
 @pytest.fixture
 def store(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
     if database == "postgresql":
-        server: servers.PostgreSQL = request.getfixturevalue("postgresql")
-        opened = Store(server.new_database())
+        schemas: servers.Schemas = request.getfixturevalue("postgresql")
+        opened = Store(schemas.new())
     else:
         opened = Store(f"sqlite:///{tmp_path / 'lab.db'}")
     yield opened

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,6 @@ from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
 
 RATIO = "model.token_selection.keep_ratio"
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[servers.Schemas]:
-    """One PostgreSQL server for the whole test run: the one of the environment, or its own."""
-    if url := os.environ.get("FOCUS_LAB_TEST_DATABASE_URL"):
-        given = servers.Schemas(url)
-        yield given
-        given.drop()
-        return
-    if reason := servers.why_not():
-        pytest.skip(reason)
-    with servers.server() as started:
-        yield servers.Schemas(started.new_database())
 
 
 @pytest.fixture
