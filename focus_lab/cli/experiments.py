@@ -40,6 +40,7 @@ app = typer.Typer()
 
 @app.command()
 def sweep(
+    context: typer.Context,
     file: File,
     settings: Set = None,
     only: Only = None,
@@ -81,6 +82,11 @@ def sweep(
     if server:
         if cells:
             raise UserError("--only: a service runs whole experiments; leave it out with --server")
+        if options := _given(context, "executor", "address", "ship", "over_budget"):
+            raise UserError(
+                f"{', '.join(options)}: a service decides how and where trials run; leave "
+                f"{'it' if len(options) == 1 else 'them'} out with --server"
+            )
         from focus_lab.cli import remote
 
         remote.sweep(server, spec, as_json=as_json)
@@ -145,15 +151,17 @@ def show_plan(
     from focus_lab.specs.plan import num_trials
 
     spec, plan = load_experiment(file, settings)
+    cells = tuple(only or ())
+    plan.check_names(cells)
     if server:
         from focus_lab.cli import remote
 
-        remote.plan(server, spec, as_json=as_json)
+        remote.plan(server, spec, cells, as_json=as_json)
         return
     from focus_lab.training.estimate import estimate
 
     talk.print("counting …")
-    found = estimate(plan.keep(tuple(only or ())), measure=time)
+    found = estimate(plan.keep(cells), measure=time)
     trials = sum(one.trials for one in found)
     if as_json:
         print_json({"name": spec.name, "trials": trials, "cells": [one.as_dict() for one in found]})
@@ -190,6 +198,15 @@ def show_plan(
                 sum(one.trials * one.seconds[end] for one in found if one.seconds) for end in (0, 1)
             )
             out.print(f"All trials, one after the other: {between((low, high))}.")
+
+
+def _given(context: typer.Context, *names: str) -> list[str]:
+    """Those options that stand on the command line; the environment may be meant for others."""
+    return [
+        f"--{name.replace('_', '-')}"
+        for name in names
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    ]
 
 
 def _memory(mib: tuple[float, float] | None) -> str:

@@ -15,17 +15,26 @@ from focus_lab.cli.terminal import new_table, out, print_json, talk
 from focus_lab.client import Client
 from focus_lab.client import models as said
 from focus_lab.client.client import RefusedError
+from focus_lab.errors import UserError
 from focus_lab.specs.experiment import ExperimentSpec
 
 _LONG_S = 3600.0
 """For how long a sweep waits for a service that is away: it goes on meanwhile."""
+_SUBMIT_S = 60.0
+"""The same before anything is submitted: a restart, but no address that is mistaken."""
 
 
 def connect(server: str, patience_s: float = 10.0) -> Client:
     """A client with the token of the environment: a command line is seen by others."""
     token = os.environ.get("FOCUS_LAB_TOKEN")
     if file := os.environ.get("FOCUS_LAB_TOKEN_FILE"):
-        token = Path(file).read_text().strip()
+        try:
+            token = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"FOCUS_LAB_TOKEN_FILE: cannot be read, got {error}; name a file with a token of "
+                "`focus-lab token create`"
+            ) from None
     return Client(
         server, token, patience_s=patience_s, note=lambda text: talk.print(text, soft_wrap=True)
     )
@@ -33,8 +42,9 @@ def connect(server: str, patience_s: float = 10.0) -> Client:
 
 def sweep(server: str, spec: ExperimentSpec, *, as_json: bool) -> None:
     """Queue an experiment, follow it to its end, and print what it found."""
-    with connect(server, _LONG_S) as client:
+    with connect(server, _SUBMIT_S) as client:
         sent = client.submit(spec.model_dump(mode="json"))
+    with connect(server, _LONG_S) as client:
         name = sent.experiment.name
         verb = "queued" if sent.created else "is there already"
         talk.print(
@@ -55,7 +65,7 @@ def follow(client: Client, experiment: said.Experiment) -> said.Experiment:
     """Print what happens until the experiment has ended, or waits for a person."""
     if experiment.is_terminal:
         return client.experiment(experiment.name)
-    begun, waited = experiment.queued_at, ""
+    begun, shown = experiment.queued_at, ""
     for _, event in client.events(experiment.id):
         if event.at < begun:
             # Of an earlier life of the same experiment.
@@ -64,13 +74,15 @@ def follow(client: Client, experiment: said.Experiment) -> said.Experiment:
             talk.print(_line(event), soft_wrap=True)
             continue
         now = client.experiment(experiment.id)
-        text = now.wait.text if now.wait else ""
-        if text and text != waited:
-            waited = text
-            talk.print(f"{now.name}: waits, number {now.wait.position if now.wait else 0}: {text}")
-        elif not text:
-            talk.print(f"{now.name}: {now.state.lower()}")
-        if now.is_terminal or now.state == "PAUSED":
+        # What the event says: after a break the experiment may be further than its events.
+        text = str(event.data.get("state", now.state)).lower()
+        if text == "queued" and now.wait:
+            text = f"waits, number {now.wait.position}: {now.wait.text}"
+        if text != shown:
+            shown = text
+            talk.print(f"{now.name}: {text}", soft_wrap=True)
+        is_newest = event.data.get("version", 0) >= now.version
+        if is_newest and (now.is_terminal or now.state == "PAUSED"):
             return now
     raise AssertionError("streams of events have no end")
 
@@ -128,10 +140,14 @@ def result(client: Client, name: str) -> dict[str, Any]:
     }
 
 
-def plan(server: str, spec: ExperimentSpec, *, as_json: bool) -> None:
-    """Print what a spec would run on the service."""
+def plan(server: str, spec: ExperimentSpec, cells: tuple[str, ...], *, as_json: bool) -> None:
+    """Print what a spec would run on the service: these cells, or all."""
     with connect(server) as client:
         found = client.plan(spec.model_dump(mode="json"), cost=True)
+    if cells:
+        kept = [cell for cell in found.cells if cell.name in cells]
+        trials = sum(cell.trials for cell in kept)
+        found = found.model_copy(update={"cells": kept, "trials": trials})
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
@@ -202,13 +218,39 @@ def logs(server: str, name: str, trial: str | None, rank: int, *, follow_on: boo
         while True:
             ended = client.experiment(name).state not in _ADMITTED
             text = client.log(name, trial, rank)
-            # A log that was cut at its beginning is shown anew.
-            new = text[len(shown) :] if text.startswith(shown) else text
-            out.print(new, end="", soft_wrap=True)
+            done = ended or not follow_on
+            if not done:
+                # The last character may be half written; it comes whole the next time.
+                text = text.rstrip(_HALF)
+            out.print(unseen(shown, text), end="", soft_wrap=True)
             shown = text
-            if ended or not follow_on:
+            if done:
                 return
             time.sleep(2.0)
+
+
+_HALF = "\ufffd"
+"""What stands for bytes that are no whole character, as where a log was cut."""
+_MARK = 200
+"""Characters by which the place where a log begins is looked for."""
+
+
+def unseen(shown: str, text: str) -> str:
+    """What of a log is new; of long ones only the end is sent, so that its beginning moves.
+
+    Args:
+        shown: the log as it was known.
+        text: as it is now.
+    """
+    if text.startswith(shown):
+        return text[len(shown) :]
+    kept = text.lstrip(_HALF)
+    place = shown.find(kept[:_MARK]) if kept else -1
+    while place >= 0:
+        if kept.startswith(shown[place:]):
+            return kept[len(shown) - place :]
+        place = shown.find(kept[:_MARK], place + 1)
+    return text
 
 
 _ADMITTED = ("QUEUED", "STARTING", "RUNNING", "PAUSING", "CANCELLING")

@@ -17,6 +17,10 @@ from focus_lab.errors import FocusLabError, SpecError, UserError
 
 _PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _ASK_S, _STREAM_S = 30.0, 60.0
+_AWAY = (502, 503, 504)
+"""What services and proxies before them answer while something behind them is away."""
+_FINAL = ("cost-timeout",)
+"""Problems of these statuses that stay: the same request again would only take as long again."""
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -27,6 +31,10 @@ class ServiceError(FocusLabError):
 
 class ServiceUnreachableError(ServiceError):
     """The service does not answer; check the address given by --server."""
+
+
+class NotNowError(ServiceUnreachableError):
+    """The service answers, but something that it needs does not; see its log."""
 
 
 class RefusedError(UserError):
@@ -69,6 +77,11 @@ class Client:
             )
         self.url, self._patience_s, self._pause = url.rstrip("/"), patience_s, pause
         self._note = note
+        if token and not (token.isascii() and token.isprintable()):
+            raise UserError(
+                "token: must be what `focus-lab token create` has printed, got other characters; "
+                "look at FOCUS_LAB_TOKEN, or at the file that FOCUS_LAB_TOKEN_FILE names"
+            )
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._http = httpx2.Client(
             base_url=self.url, headers=headers, timeout=_ASK_S, transport=transport
@@ -238,8 +251,10 @@ class Client:
                     if answer.status_code != 200:
                         answer.read()
                         _check(answer)
+                    # Nothing may happen for hours: it is the service that must answer in time.
+                    silent_since = None
                     for event_id, data in _parse_stream(answer.iter_lines()):
-                        silent_since, tries = None, 0
+                        tries = 0
                         after = event_id or after
                         yield event_id, models.Event.model_validate_json(data)
             except (httpx2.TransportError, ServiceUnreachableError) as error:
@@ -274,10 +289,13 @@ class Client:
                 tries += 1
 
     def _tell(self, error: Exception) -> None:
+        what = "cannot do it now" if isinstance(error, NotNowError) else "does not answer"
         reason = str(error) or type(error).__name__
-        self._note(f"service {self.url}: does not answer ({reason}); trying again …")
+        self._note(f"service {self.url}: {what} ({reason}); trying again …")
 
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
+        if isinstance(error, NotNowError):
+            return NotNowError(f"service {self.url}: cannot do it now, got: {error}")
         reason = str(error) or type(error).__name__
         return ServiceUnreachableError(
             f"service {self.url}: does not answer, got {reason}; start it with `focus-lab serve`, "
@@ -292,14 +310,18 @@ def _check(answer: httpx2.Response) -> None:
     try:
         problem = models.Problem.model_validate_json(answer.content)
     except ValidationError:
+        if answer.status_code in _AWAY:
+            # A proxy's own page: the service is started again, for example.
+            said = f"{answer.status_code} {answer.reason_phrase}".rstrip()
+            raise ServiceUnreachableError(said) from None
         raise ServiceError(
             f"service {answer.request.url}: is none of focus_lab, got {answer.status_code} "
             f"{answer.text[:100]!r}; check --server"
         ) from None
     if problem.code in ("spec-invalid", "data-unusable"):
         raise SpecError(*(problem.errors or [problem.detail]))
-    if problem.code in ("store-unreachable", "rate", "too-many-streams"):
-        raise ServiceUnreachableError(problem.detail)
+    if problem.code == "rate" or (answer.status_code in _AWAY and problem.code not in _FINAL):
+        raise NotNowError(problem.detail)
     if problem.status >= 500:
         raise ServiceError(problem.detail)
     raise RefusedError(problem)

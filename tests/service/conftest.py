@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,8 @@ from typing import Any
 import postgresql as servers
 import pytest
 import scenery as scenes
-import uvicorn
 from fastapi import FastAPI
+from listener import Listener
 from starlette.testclient import TestClient
 
 from focus_lab.lab.queue.admission import Resources
@@ -94,18 +92,18 @@ def client(app: FastAPI) -> Iterator[TestClient]:
 
 
 @pytest.fixture
-def address(app: FastAPI, state: State) -> Iterator[str]:
-    """The service, on a port of its own."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    thread.start()
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listening.close()
+def listener(app: FastAPI) -> Iterator[Listener]:
+    """The service, on a port of its own; it may be stopped and started again there."""
+    listening = Listener(app)
+    listening.start()
+    yield listening
+    listening.stop()
+
+
+@pytest.fixture
+def address(listener: Listener) -> str:
+    """Where the service is."""
+    return listener.address
 
 
 @pytest.fixture
