@@ -143,6 +143,9 @@ def show_plan(
     settings: Set = None,
     only: Only = None,
     time: Annotated[bool, typer.Option(help="Measure a training step for the estimate.")] = True,
+    composed: Annotated[
+        bool, typer.Option("--spec", help="Print the composed spec instead: what a service takes.")
+    ] = False,
     server: Server = None,
     as_json: Json = False,
 ) -> None:
@@ -153,6 +156,9 @@ def show_plan(
     spec, plan = load_experiment(file, settings)
     cells = tuple(only or ())
     plan.check_names(cells)
+    if composed:
+        print_json(spec.model_dump(mode="json"))
+        return
     if server:
         from focus_lab.cli import remote
 

@@ -19,6 +19,7 @@ from focus_lab import cli
 from focus_lab.cli import terminal
 from focus_lab.lab.store import Store
 from focus_lab.specs.compose import merge, override
+from focus_lab.specs.load import load_experiment
 
 COMMANDS = [
     "bench", "cancel", "convert", "data", "dispatch", "doctor", "evaluate", "list", "logs",
@@ -377,6 +378,19 @@ def test_a_plan_is_json_and_runs_nothing(
     assert content["trials"] == 4
     assert [cell["cell"] for cell in content["cells"]] == ["keep_ratio=0.2", "keep_ratio=0.5"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["spec.yaml"]
+
+
+def test_a_composed_spec_is_the_same_experiment_without_its_parents(
+    run: Callable[..., Done], tmp_path: Path
+) -> None:
+    file = Path(__file__).parents[2] / "experiments" / "keep_ratio.yaml"
+    done = run("plan", file, "--spec", "--set", "training.epochs=2")
+    assert done.code == 0
+    alone = tmp_path / "alone.json"
+    alone.write_text(done.out)
+    spec, planned = load_experiment(alone)
+    assert spec.training.epochs == 2
+    assert (spec, planned) == load_experiment(file, ["training.epochs=2"])
 
 
 def test_the_bench_of_evaluators_prints_rows_as_json(run: Callable[..., Done]) -> None:
