@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -84,6 +85,24 @@ async def identify(
         )  # fmt: skip
     structlog.contextvars.bind_contextvars(user=token.user)
     return Principal(token.user, token.project, token.scope)
+
+
+async def asked_again(
+    request: Request,
+    state: Annotated[State, Depends(state_of)],
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
+    cookie: Annotated[str | None, Security(_cookie)] = None,
+) -> Callable[[], Awaitable[bool]]:
+    """Whether the request's token is still valid: streams last longer than tokens may."""
+
+    async def ask() -> bool:
+        try:
+            await identify(request, state, bearer, cookie)
+        except ProblemError:
+            return False
+        return True
+
+    return ask
 
 
 def _needs(scope: Scope) -> object:

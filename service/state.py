@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from anyio import CapacityLimiter
 from fastapi import Request
 from prometheus_client import CollectorRegistry
 
@@ -22,6 +23,8 @@ from service.feed import Feed
 from service.intake import Intake
 from service.settings import Settings
 from service.submission import Costs
+
+_LOG_THREADS = 4
 
 
 @dataclass
@@ -52,6 +55,7 @@ class State:
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
         self.costs = Costs()
+        self.log_threads, self.followers = CapacityLimiter(_LOG_THREADS), 0
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import mimetypes
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 
@@ -28,6 +30,7 @@ from service.state import State, state_of
 router = APIRouter(tags=["contents"], responses=declared(401, 403, 404, 422, 429, 503))
 
 Lab = Annotated[State, Depends(state_of)]
+T = TypeVar("T")
 
 REPORTS = {
     "html": "report.html",
@@ -186,14 +189,20 @@ async def log(
     follow: Annotated[bool, Query(description="Send what comes until the end.")] = False,
 ) -> Response:
     """The end of a log, up to a million bytes; with follow what comes later, too."""
-    entry = await asyncio.to_thread(state.queue.entry, experiment)
-    stored = await asyncio.to_thread(_stored, state, entry)
+    if follow and state.followers >= state.settings.max_streams:
+        raise ProblemError(
+            503, "too-many-streams",
+            f"log: {state.settings.max_streams} are followed already; try again later",
+        )  # fmt: skip
+    entry = await _read(state, state.queue.entry, experiment)
+    stored = await _read(state, _stored, state, entry)
     if trial is None:
         if follow:
-            return StreamingResponse(_follow_driver(state, entry), media_type="text/plain")
-        text = await asyncio.to_thread(_driver_log, state, entry)
+            driver = _followed(state, _follow_driver(state, entry))
+            return StreamingResponse(driver, media_type="text/plain")
+        text = await _read(state, _driver_log, state, entry)
         return PlainTextResponse(text[-_TAIL:])
-    known = await asyncio.to_thread(lambda: list(_logs(state, stored)))
+    known = await _read(state, lambda: list(_logs(state, stored)))
     file = next((f for name, number, f in known if (name, number) == (trial, rank)), None)
     if file is None:
         raise ProblemError(
@@ -202,8 +211,9 @@ async def log(
             "/logs for those that there are",
         )  # fmt: skip
     if follow:
-        return StreamingResponse(_follow_file(state, entry, file), media_type="text/plain")
-    return PlainTextResponse(await asyncio.to_thread(_tail, file))
+        worker = _followed(state, _follow_file(state, entry, file))
+        return StreamingResponse(worker, media_type="text/plain")
+    return PlainTextResponse(await _read(state, _tail, file))
 
 
 def _stored(state: State, entry: Entry) -> Experiment:
@@ -254,12 +264,27 @@ def _driver_log(state: State, entry: Entry) -> str:
     return "\n".join(parts)
 
 
+async def _read(state: State, function: Callable[..., T], *arguments: Any) -> T:
+    # Threads of their own: a cluster that answers slowly keeps nothing but logs waiting.
+    return await to_thread.run_sync(function, *arguments, limiter=state.log_threads)
+
+
+async def _followed(state: State, text: AsyncIterator[str]) -> AsyncIterator[str]:
+    """A stream that counts among those that are open."""
+    state.followers += 1
+    try:
+        async for part in text:
+            yield part
+    finally:
+        state.followers -= 1
+
+
 async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:
     sent = ""
     while True:
-        entry = await asyncio.to_thread(state.queue.entry, entry.id)
+        entry = await _read(state, state.queue.entry, entry.id)
         try:
-            text = await asyncio.to_thread(_driver_log, state, entry)
+            text = await _read(state, _driver_log, state, entry)
         except JobsUnreachableError:
             text = sent
         if text.startswith(sent):
@@ -274,18 +299,20 @@ async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:
 
 async def _follow_file(state: State, entry: Entry, file: FilePath) -> AsyncIterator[str]:
     place = max(0, file.stat().st_size - _TAIL)
+    # A character may be half written when it is read.
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        ended = not (await asyncio.to_thread(state.queue.entry, entry.id)).state.is_admitted
+        ended = not (await _read(state, state.queue.entry, entry.id)).state.is_admitted
 
         def more(begin: int) -> bytes:
             with file.open("rb") as opened:
                 opened.seek(begin)
                 return opened.read(_TAIL)
 
-        content = await asyncio.to_thread(more, place)
+        content = await _read(state, more, place)
         place += len(content)
         if content:
-            yield content.decode("utf-8", "replace")
+            yield decoder.decode(content)
         elif ended:
             return
         else:

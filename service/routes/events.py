@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -10,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from focus_lab.lab.queue.events import Cursor
 from service import views
-from service.auth import Reader
+from service.auth import Reader, asked_again
 from service.problems import ProblemError, declared
 from service.routes.experiments import Id
 from service.state import State, state_of
@@ -29,7 +30,10 @@ LastEventId = Annotated[
 After = Annotated[
     str | None, Query(max_length=40, description="As Last-Event-ID, for those who cannot send it.")
 ]
+StillValid = Annotated[Callable[[], Awaitable[bool]], Depends(asked_again)]
 _RETRY_MS = 2000
+_ASK_AGAIN_S = 60.0
+"""How old a token's check may be when an event is sent."""
 
 
 # Checked by dependencies: once a stream has begun, no error can be answered any more.
@@ -60,9 +64,10 @@ async def of_experiment(
     known: Annotated[str, Depends(_known)],
     place: Annotated[Cursor | None, Depends(_place)],
     state: Annotated[State, Depends(_room)],
+    is_valid: StillValid,
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to an experiment and its trials, from its beginning or a known event on."""
-    async for event in _stream(state, place or Cursor(), known):
+    async for event in _stream(state, place or Cursor(), known, is_valid):
         yield event
 
 
@@ -70,18 +75,27 @@ async def of_experiment(
 async def of_all(
     place: Annotated[Cursor | None, Depends(_place)],
     state: Annotated[State, Depends(_room)],
+    is_valid: StillValid,
 ) -> AsyncIterator[ServerSentEvent]:
     """What happens to all experiments, from now or a known event on."""
-    async for event in _stream(state, place, None):
+    async for event in _stream(state, place, None, is_valid):
         yield event
 
 
 async def _stream(
-    state: State, place: Cursor | None, experiment_id: str | None
+    state: State,
+    place: Cursor | None,
+    experiment_id: str | None,
+    is_valid: Callable[[], Awaitable[bool]],
 ) -> AsyncIterator[ServerSentEvent]:
     # How soon to come back after a break; sent first, so that it is known in any case.
     yield ServerSentEvent(comment="focus_lab events", retry=_RETRY_MS)
+    asked = time.monotonic()
     async for event in state.feed.follow(place, experiment_id):
+        if time.monotonic() - asked > _ASK_AGAIN_S:
+            if not await is_valid():
+                return
+            asked = time.monotonic()
         yield ServerSentEvent(
             data=views.event(event).model_dump(mode="json"), event=event.kind, id=str(event.cursor)
         )

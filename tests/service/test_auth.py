@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import TokenRow
 from focus_lab.lab.tokens import Scope
 from service.auth import COOKIE
+from service.routes import events
 from service.state import State
 
 Headers = Callable[..., dict[str, str]]
@@ -100,3 +103,20 @@ def test_secrets_are_stored_as_hashes_and_uses_are_remembered(
         row = session.query(TokenRow).one()
         assert secret not in str(vars(row))
         assert row.used_at is not None
+
+
+def test_an_open_stream_ends_when_its_token_does(
+    address: str, state: State, spec: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "_ASK_AGAIN_S", -1.0)
+    headers = {"Authorization": f"Bearer {state.tokens.create('bob', Scope.SUBMIT)}"}
+    with (
+        httpx2.Client(base_url=address, headers=headers) as http,
+        http.stream("GET", "/events", timeout=20) as stream,
+    ):
+        lines = stream.iter_lines()
+        http.post("/experiments", json=spec("one"))
+        assert any(line == "event: submitted" for line in lines)
+        state.tokens.revoke(next(t.id for t in state.tokens.list() if t.user == "bob"))
+        state.queue.act("one", Action.CANCEL, "ann")
+        assert [line for line in lines if line.startswith("event:")] == []

@@ -145,3 +145,19 @@ def test_logs_of_workers_and_drivers(
     assert client.get("/experiments/one/log?follow=true").text == "--- attempt 1\nsaid by -1"
     followed = client.get("/experiments/one/log", params=params | {"follow": "true"})
     assert followed.text == "epoch 1\n"
+
+
+def test_only_so_many_logs_are_followed_at_once(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    client.post("/experiments", json=spec("one"))
+    url = "/experiments/one/log?follow=true"
+    state.followers = state.settings.max_streams
+    refused = client.get(url)
+    assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
+    assert client.get("/experiments/one/log").status_code == 200
+    state.followers -= 1
+    client.post("/experiments/one/cancel")
+    assert client.get(url).status_code == 200
+    # Whoever has gone makes room.
+    assert state.followers == state.settings.max_streams - 1
