@@ -48,7 +48,8 @@ class Database:
             that PGPASSFILE names.
         create: whether a missing SQLite file is made.
         migrate: whether older tables are brought up to date; else that is refused. Missing ones are
-            made in any case.
+            made in any case. None migrates a SQLite file, and not a server's database, which
+            others may use.
         connections: how many may be open at once.
 
     Raises:
@@ -99,6 +100,7 @@ class Database:
             if migrate or self._revision() is None:
                 self.migrate()
             elif not self.is_current():
+                self._check_known()
                 raise OldStoreError(
                     f"store {self.url}: its tables are not those of this focus_lab; back it up and "
                     "run `focus-lab migrate`"
@@ -127,6 +129,11 @@ class Database:
         with self._explained(), self._engine.connect() as connection:
             context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
             return context.get_current_revision()
+
+    def _check_known(self) -> None:
+        """Say so where the tables are those of a newer focus_lab: it cannot migrate them."""
+        with self._explained():
+            ScriptDirectory.from_config(_alembic()).get_revision(self._revision() or "base")
 
     def close(self) -> None:
         """Release the database."""
