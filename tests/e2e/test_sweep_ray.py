@@ -109,7 +109,12 @@ def test_trials_side_by_side_equal_trials_one_by_one(
 
 
 def test_a_function_is_called_in_a_process_of_its_own(ray_executor: TuneExecutor) -> None:
-    assert ray_executor.call(os.getpid) != os.getpid()
+    def where(more: int) -> tuple[int, int]:
+        return os.getpid(), more
+
+    process, more = ray_executor.call(where, 7)
+    assert process != os.getpid()
+    assert more == 7
 
 
 def test_data_named_by_a_relative_path_is_found_by_the_workers(
