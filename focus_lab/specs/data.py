@@ -16,9 +16,9 @@ from focus_lab.specs.base import (
 )
 
 Range = Annotated[tuple[PositiveInt, PositiveInt], FromList]
+"""(low, high), both included."""
 ImageCount = Annotated[int, Field(gt=0, le=1_000_000)]
 """Drawn images: their sizes are held in memory."""
-"""(low, high), both included."""
 
 
 class Normalisation(Spec):
