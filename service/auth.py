@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,6 +12,7 @@ from fastapi import Depends, Request, Security
 from fastapi.concurrency import run_in_threadpool
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
+from focus_lab.errors import StoreError
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.tokens import Scope
@@ -22,6 +24,7 @@ COOKIE = "focus_lab_token"
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `focus-lab token create`.")
 _cookie = APIKeyCookie(name=COOKIE, auto_error=False, description="The same, of a browser.")
+_ASK_AGAIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -87,22 +90,33 @@ async def identify(
     return Principal(token.user, token.project, token.scope)
 
 
-async def asked_again(
+async def still_valid(
     request: Request,
     state: Annotated[State, Depends(state_of)],
     bearer: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)] = None,
     cookie: Annotated[str | None, Security(_cookie)] = None,
 ) -> Callable[[], Awaitable[bool]]:
-    """Whether the request's token is still valid: streams last longer than tokens may."""
+    """Whether the request's token is valid, looked up once a minute: streams outlast tokens."""
+    asked = time.monotonic()
 
     async def ask() -> bool:
+        nonlocal asked
+        if time.monotonic() - asked <= _ASK_AGAIN_S:
+            return True
+        asked = time.monotonic()
         try:
             await identify(request, state, bearer, cookie)
         except ProblemError:
             return False
+        except StoreError:
+            # Nothing new comes from a store that is away, and the token is looked up again.
+            return True
         return True
 
     return ask
+
+
+StillValid = Annotated[Callable[[], Awaitable[bool]], Depends(still_valid)]
 
 
 def _needs(scope: Scope) -> object:

@@ -21,7 +21,7 @@ from focus_lab.lab.store import Experiment
 from focus_lab.lab.tracking import MissingRunError
 from focus_lab.lab.trial_log import LOGS
 from service import views
-from service.auth import Reader
+from service.auth import Reader, StillValid
 from service.guard import REPORT_CSP
 from service.problems import ProblemError, declared
 from service.routes.experiments import Id
@@ -182,6 +182,7 @@ async def log(
     experiment: Id,
     state: Lab,
     _: Reader,
+    is_valid: StillValid,
     trial: Annotated[
         str | None, Query(max_length=200, description="Name of a trial; none: the driver's log.")
     ] = None,
@@ -198,7 +199,7 @@ async def log(
     stored = await _read(state, _stored, state, entry)
     if trial is None:
         if follow:
-            driver = _followed(state, _follow_driver(state, entry))
+            driver = _followed(state, _follow_driver(state, entry), is_valid)
             return StreamingResponse(driver, media_type="text/plain")
         text = await _read(state, _driver_log, state, entry)
         return PlainTextResponse(text[-_TAIL:])
@@ -211,7 +212,7 @@ async def log(
             "/logs for those that there are",
         )  # fmt: skip
     if follow:
-        worker = _followed(state, _follow_file(state, entry, file))
+        worker = _followed(state, _follow_file(state, entry, file), is_valid)
         return StreamingResponse(worker, media_type="text/plain")
     return PlainTextResponse(await _read(state, _tail, file))
 
@@ -269,11 +270,15 @@ async def _read(state: State, function: Callable[..., T], *arguments: Any) -> T:
     return await to_thread.run_sync(function, *arguments, limiter=state.log_threads)
 
 
-async def _followed(state: State, text: AsyncIterator[str]) -> AsyncIterator[str]:
-    """A stream that counts among those that are open."""
+async def _followed(
+    state: State, text: AsyncIterator[str], is_valid: StillValid
+) -> AsyncIterator[str]:
+    """A stream that counts among those that are open, and ends with its token."""
     state.followers += 1
     try:
         async for part in text:
+            if not await is_valid():
+                return
             yield part
     finally:
         state.followers -= 1

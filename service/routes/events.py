@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -11,7 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from focus_lab.lab.queue.events import Cursor
 from service import views
-from service.auth import Reader, asked_again
+from service.auth import Reader, StillValid
 from service.problems import ProblemError, declared
 from service.routes.experiments import Id
 from service.state import State, state_of
@@ -30,10 +29,7 @@ LastEventId = Annotated[
 After = Annotated[
     str | None, Query(max_length=40, description="As Last-Event-ID, for those who cannot send it.")
 ]
-StillValid = Annotated[Callable[[], Awaitable[bool]], Depends(asked_again)]
 _RETRY_MS = 2000
-_ASK_AGAIN_S = 60.0
-"""How old a token's check may be when an event is sent."""
 
 
 # Checked by dependencies: once a stream has begun, no error can be answered any more.
@@ -86,16 +82,13 @@ async def _stream(
     state: State,
     place: Cursor | None,
     experiment_id: str | None,
-    is_valid: Callable[[], Awaitable[bool]],
+    is_valid: StillValid,
 ) -> AsyncIterator[ServerSentEvent]:
     # How soon to come back after a break; sent first, so that it is known in any case.
     yield ServerSentEvent(comment="focus_lab events", retry=_RETRY_MS)
-    asked = time.monotonic()
     async for event in state.feed.follow(place, experiment_id):
-        if time.monotonic() - asked > _ASK_AGAIN_S:
-            if not await is_valid():
-                return
-            asked = time.monotonic()
+        if not await is_valid():
+            return
         yield ServerSentEvent(
             data=views.event(event).model_dump(mode="json"), event=event.kind, id=str(event.cursor)
         )

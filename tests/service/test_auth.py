@@ -12,8 +12,8 @@ from starlette.testclient import TestClient
 from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import TokenRow
 from focus_lab.lab.tokens import Scope
+from service import auth
 from service.auth import COOKIE
-from service.routes import events
 from service.state import State
 
 Headers = Callable[..., dict[str, str]]
@@ -110,7 +110,7 @@ def test_secrets_are_stored_as_hashes_and_uses_are_remembered(
 def test_an_open_stream_ends_when_its_token_does(
     address: str, state: State, spec: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(events, "_ASK_AGAIN_S", -1.0)
+    monkeypatch.setattr(auth, "_ASK_AGAIN_S", -1.0)
     headers = {"Authorization": f"Bearer {state.tokens.create('bob', Scope.SUBMIT)}"}
     with (
         httpx2.Client(base_url=address, headers=headers) as http,

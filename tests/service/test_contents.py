@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import JobStatus, MemoryJobs
 from focus_lab.lab.states import TrialState
+from service.routes import contents
 from service.state import State
 
 Spec = Callable[..., dict[str, Any]]
@@ -161,3 +163,20 @@ def test_only_so_many_logs_are_followed_at_once(
     assert client.get(url).status_code == 200
     # Whoever has gone makes room.
     assert state.followers == state.settings.max_streams - 1
+
+
+def test_a_followed_log_ends_with_its_token(state: State) -> None:
+    async def said() -> AsyncIterator[str]:
+        for number in range(5):
+            yield f"line {number}\n"
+
+    checks = iter([True, True, False])
+
+    async def is_valid() -> bool:
+        return next(checks)
+
+    async def read() -> list[str]:
+        return [part async for part in contents._followed(state, said(), is_valid)]
+
+    assert asyncio.run(read()) == ["line 0\n", "line 1\n"]
+    assert state.followers == 0
