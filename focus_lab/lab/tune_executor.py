@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import focus_lab
-from focus_lab.errors import ClusterUnreachableError, UserError
+from focus_lab.errors import ClusterUnreachableError, FocusLabError, UserError
 from focus_lab.lab.executor import Listener, TrialJob
 from focus_lab.lab.failure import LOST, Failure, explain_failure
 from focus_lab.lab.head_watch import HeadWatch
@@ -176,13 +176,27 @@ class TuneExecutor:
             self._started = False
 
     def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The result of a function, called on a machine that has room for a worker."""
+        """The result of a function, called on a machine that has room for a worker.
+
+        Raises:
+            FocusLabError: the function failed, or its process was lost.
+        """
         self.start()
         import ray
 
         needs = self._needs()
         remote = ray.remote(num_cpus=needs["cpu"], num_gpus=needs["gpu"])(function)
-        return cast(T, ray.get(remote.remote(*arguments)))
+        try:
+            return cast(T, ray.get(remote.remote(*arguments)))
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, FocusLabError):
+                raise cause from None
+            reason = str(cause or error).strip().splitlines()[-1]
+            raise FocusLabError(
+                f"Ray: what was to be measured failed on a worker, got {reason}; see the log of "
+                "the cluster"
+            ) from error
 
     def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
         """Carry out all jobs.

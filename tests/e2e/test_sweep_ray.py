@@ -17,6 +17,7 @@ from processes import family_of, is_alive
 from rich.console import Console
 
 from focus_lab.data.export import write_shapes
+from focus_lab.errors import DataError, FocusLabError
 from focus_lab.lab.executor import InProcessExecutor
 from focus_lab.lab.lab import Lab, open_lab
 from focus_lab.lab.progress import PlainProgress, TrialProgress
@@ -115,6 +116,14 @@ def test_a_function_is_called_in_a_process_of_its_own(ray_executor: TuneExecutor
     process, more = ray_executor.call(where, 7)
     assert process != os.getpid()
     assert more == 7
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(DataError, match="no such folder"):
+        ray_executor.call(fail, DataError("data.root: no such folder"))
+    with pytest.raises(FocusLabError, match=r"failed on a worker, got .*by zero; see the log"):
+        ray_executor.call(fail, ZeroDivisionError("division by zero"))
 
 
 def test_data_named_by_a_relative_path_is_found_by_the_workers(
