@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,13 +75,10 @@ def proxy(address: str, certificate: Path, tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def http(proxy: str, certificate: Path) -> Iterator[httpx2.Client]:
     trusted = ssl.create_default_context(cafile=str(certificate))
-    with httpx2.Client(base_url=proxy, verify=trusted) as opened:
-        for _ in range(100):
-            try:
-                opened.get("/health/live")
-                break
-            except httpx2.TransportError:
-                time.sleep(0.05)
+    # It is tried again until nginx listens.
+    transport = httpx2.HTTPTransport(verify=trusted, retries=6)
+    with httpx2.Client(base_url=proxy, transport=transport) as opened:
+        opened.get("/health/live")
         yield opened
 
 
