@@ -9,8 +9,8 @@ from focus_lab.analysis import quantities as q
 from focus_lab.analysis.drawing import DASHES, INK, MUTED
 from focus_lab.analysis.statistics import Estimate
 from focus_lab.analysis.summary import CellSummary, Comparison
+from focus_lab.specs.plan import KEEP_RATIO
 
-_KEEP_RATIO = "model.token_selection.keep_ratio"
 _RECALL = "tokens/foreground_recall"
 _SIZES = ("small", "medium", "large")
 _MAX_LEVELS = 7
@@ -102,7 +102,7 @@ def _keep_ratio_lines(comparison: Comparison) -> dict[str, list[CellSummary]]:
     """Cells by what they have besides the keep ratio, by rising ratio; none if no line has two."""
     groups: dict[str, list[CellSummary]] = {}
     for cell in comparison.measured:
-        rest = {k: v for k, v in cell.record.overrides.items() if k != _KEEP_RATIO}
+        rest = {k: v for k, v in cell.record.overrides.items() if k != KEEP_RATIO}
         key = ", ".join(f"{q.field(k)} {q.short(v)}" for k, v in sorted(rest.items()))
         groups.setdefault(key or "base", []).append(cell)
     if all(len({cell.record.keep_ratio for cell in cells}) < 2 for cells in groups.values()):

@@ -11,6 +11,8 @@ State = Literal[
     "QUEUED", "STARTING", "RUNNING", "PAUSING", "PAUSED", "CANCELLING", "CANCELLED", "SUCCEEDED",
     "FAILED",
 ]  # fmt: skip
+NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+"""Pattern of an experiment's id or name."""
 TERMINAL: frozenset[str] = frozenset({"CANCELLED", "SUCCEEDED", "FAILED"})
 """States in which nothing more happens by itself."""
 
@@ -302,7 +304,5 @@ class BulkCancel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
-    ids: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]] = Field(
-        min_length=1, max_length=500
-    )
+    ids: list[Annotated[str, Field(pattern=f"^{NAME}$")]] = Field(min_length=1, max_length=500)
     """Ids or names."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import urllib.parse
 from typing import Any
 
+from focus_lab.specs.plan import KEEP_RATIO
+
 VIEW_KEY = "focus-lab"
 TRIALS = "tags.`focus_lab.trial_id` LIKE '%'"
 """MLflow's filter for trials, without the summary run."""
 CELL_TAG = "focus_lab.cell"
 """Tag of a trial's run: the name of its cell."""
-_KEEP_RATIO = "model.token_selection.keep_ratio"
 
 
 def view_path(tracking_id: str) -> str:
@@ -94,7 +95,7 @@ def _grouping(sweep: dict[str, Any]) -> dict[str, Any] | None:
     """What becomes one point: a keep ratio's seeds, or a cell's where cells differ in more."""
     if len(sweep.get("seeds", ())) < 2:
         return None
-    ratios_alone = list(sweep.get("axes", ())) == [_KEEP_RATIO] and not sweep.get("cells")
+    ratios_alone = list(sweep.get("axes", ())) == [KEEP_RATIO] and not sweep.get("cells")
     key = ("param", "keep_ratio") if ratios_alone else ("tag", CELL_TAG)
     return {
         "aggregateFunction": "average",

@@ -12,12 +12,11 @@ from focus_lab.lab.lab import Lab
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Trial
 from focus_lab.specs.compose import override
-from focus_lab.specs.plan import readings
+from focus_lab.specs.plan import KEEP_RATIO, readings
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.folder import BEST, checkpoint_folder
 
 FILE = "checkpoint.pt"
-_RATIO = "model.token_selection.keep_ratio"
 
 
 def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias: str) -> str:
@@ -62,7 +61,7 @@ def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias:
     saved = checkpoints.load(path)
     spec = saved.spec
     if cell != chosen.cell:
-        spec = override(spec, _RATIO, _names(chosen)[cell])
+        spec = override(spec, KEEP_RATIO, _names(chosen)[cell])
         spec = override(spec, "training.elastic", {"enabled": False, "evaluate_at": []})
     with tempfile.TemporaryDirectory(prefix="focus-lab-promote-") as scratch:
         # What only training needs is a good part of a checkpoint.

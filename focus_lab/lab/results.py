@@ -16,10 +16,9 @@ from focus_lab.lab.tracking import Curves, MissingRunError, Tracker
 from focus_lab.specs.compose import override
 from focus_lab.specs.metrics import reading
 from focus_lab.specs.model import TokenSelection
-from focus_lab.specs.plan import readings
+from focus_lab.specs.plan import KEEP_RATIO, readings
 from focus_lab.training.folder import MANIFEST, SAMPLES
 
-_RATIO = "model.token_selection.keep_ratio"
 _ELASTIC = "training.elastic."
 
 
@@ -118,11 +117,11 @@ def _designed(trial: Trial) -> Iterator[tuple[str, dict[str, Any], dict[str, Any
     if not ratios:
         yield trial.cell, trial.spec, trial.overrides
     for name, ratio in readings(trial.cell, ratios).items():
-        spec = override(trial.spec, _RATIO, ratio)
+        spec = override(trial.spec, KEEP_RATIO, ratio)
         elastic = {**spec["training"]["elastic"], "evaluate_at": []}
         spec = override(spec, "training.elastic", elastic)
         others = {path: v for path, v in trial.overrides.items() if not path.startswith(_ELASTIC)}
-        yield name, spec, others | {_RATIO: ratio}
+        yield name, spec, others | {KEEP_RATIO: ratio}
 
 
 def _manifest(experiment: Experiment, trials: list[Trial]) -> dict[str, Any]:

@@ -25,9 +25,10 @@ ELASTIC = "elastic"
 """Name of a cell that stands for a whole axis over the keep ratio."""
 MOST_TRIALS = 10_000
 """Of an experiment."""
+KEEP_RATIO = "model.token_selection.keep_ratio"
+"""Path of the number that experiments are about."""
 
 _TRIAL_PARTS = ("model", "data", "training")
-_RATIO = "model.token_selection.keep_ratio"
 _READ = "training.elastic.evaluate_at"
 _SHOWN = 100
 
@@ -180,7 +181,7 @@ def plan(
         contents[name] = content, mark
         if _READ in overrides and base_ratio in overrides[_READ]:
             # What was read from it at the base's ratio is the base.
-            others = {path: v for path, v in overrides.items() if path not in (_RATIO, _READ)}
+            others = {path: v for path, v in overrides.items() if path not in (KEEP_RATIO, _READ)}
             mark = _effective(base, others).fingerprint
         cells.append(Cell(name, overrides, effective, mark == base_print))
     baseline = spec.sweep.baseline
@@ -245,12 +246,12 @@ def trained_axes(spec: ExperimentSpec) -> tuple[dict[str, tuple[Any, ...]], dict
     An elastic training answers for every keep ratio: an axis over it is read from each training.
     """
     axes = dict(spec.sweep.axes)
-    ratios = axes.get(_RATIO, ())
+    ratios = axes.get(KEEP_RATIO, ())
     numbers = [r for r in ratios if isinstance(r, int | float) and not isinstance(r, bool)]
     if not spec.training.elastic.enabled or not ratios or len(numbers) < len(ratios):
         return axes, {}
-    del axes[_RATIO]
-    return axes, {_RATIO: max(numbers), _READ: [float(ratio) for ratio in numbers]}
+    del axes[KEEP_RATIO]
+    return axes, {KEEP_RATIO: max(numbers), _READ: [float(ratio) for ratio in numbers]}
 
 
 def _names(cell: Cell) -> list[str]:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from focus_lab.client import models
+from focus_lab.client.models import NAME
 from focus_lab.lab.queue.entry import Filters
 from service import views
 from service.auth import Reader
@@ -22,7 +23,7 @@ router = APIRouter(route_class=PageRoute)
 
 Lab = Annotated[State, Depends(state_of)]
 Pages = Annotated[Site, Depends(site_of)]
-Name = Annotated[str, Query(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")]
+Name = Annotated[str, Query(pattern=f"^({NAME})?$")]
 
 _SUGGESTED = 200
 

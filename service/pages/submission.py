@@ -8,6 +8,7 @@ import yaml
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
+from focus_lab.client.models import NAME
 from focus_lab.errors import SpecError
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
@@ -40,7 +41,7 @@ def submit(
     state: Lab,
     site: Pages,
     principal: Writer,
-    origin: Annotated[str, Query(alias="from", pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$")] = "",
+    origin: Annotated[str, Query(alias="from", pattern=f"^({NAME})?$")] = "",
 ) -> Response:
     """An empty beginning, or a copy of an experiment."""
     text = _EXAMPLE

@@ -26,7 +26,7 @@ Lab = Annotated[State, Depends(state_of)]
 Id = Annotated[
     str,
     Path(
-        description="Id or name of an experiment.", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="Id or name of an experiment.", pattern=f"^{models.NAME}$",
         examples=["keep-ratio"],
     ),
 ]  # fmt: skip
