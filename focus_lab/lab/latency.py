@@ -14,8 +14,8 @@ from focus_lab.data.loader import build_eval_loader
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.cost import measure_latency
+from focus_lab.training.detector import load_model
 from focus_lab.training.environment import choose_device
-from focus_lab.training.fit import load_model
 from focus_lab.training.folder import checkpoint_folder
 
 FILE = "latency.json"

@@ -113,7 +113,8 @@ def check_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     # Here and not above: it imports torch, which takes seconds, in a thread of its own.
     from focus_lab.data.dataset import build_datasets
     from focus_lab.data.loader import build_train_loader
-    from focus_lab.training.fit import build_start, input_digests
+    from focus_lab.training.detector import build_start
+    from focus_lab.training.manifest import input_digests
 
     opened: dict[str, tuple[DetectionDataset, DetectionDataset]] = {}
     built: set[str] = set()

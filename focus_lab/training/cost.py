@@ -23,10 +23,16 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from focus_lab.data.dataset import DetectionDataset
+from focus_lab.data.transforms import EvalTransform
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.model.output import Target
+from focus_lab.specs.data import DataSpec
+from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.model import ModelSpec
+from focus_lab.training.reporter import Metrics
 
+_COST_IMAGES = 32
 PAPER_SHAPE = (800, 1333)
 """(height, width) at which the DETR family reports its cost."""
 
@@ -110,6 +116,21 @@ def mean_cost(model: FocusDETR, shapes: Sequence[tuple[int, int]]) -> Cost:
         for part in next(iter(counted.values())).macs
     }
     return Cost(count_parameters(model), macs)
+
+
+def trial_costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
+    """Cost metrics of a trial: at its own sizes, and FLOPs at the paper's."""
+    metrics = mean_cost(model, evaluation_shapes(val_set, spec.data)).metrics()
+    paper = count(model, PAPER_SHAPE)
+    metrics["cost/gflops_800x1333"] = 2 * paper.total_macs / 1e9
+    metrics["cost/gmacs_800x1333"] = paper.total_macs / 1e9
+    return metrics
+
+
+def evaluation_shapes(dataset: DetectionDataset, spec: DataSpec) -> list[tuple[int, int]]:
+    """(height, width) of a data set's first images as the model sees them: cost is their mean."""
+    resize = EvalTransform(spec.evaluation).size
+    return [resize(*size) for size in dataset.sizes[:_COST_IMAGES]]
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,15 @@ from focus_lab.errors import SpecError, WeightsError
 from focus_lab.specs.compose import Document, with_overrides
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.explain import validate_as
+from focus_lab.specs.plan import KEEP_RATIO
 from focus_lab.training import checkpoint as checkpoints
-from focus_lab.training.cost import mean_cost
+from focus_lab.training.cost import evaluation_shapes, mean_cost
+from focus_lab.training.detector import load_model
 from focus_lab.training.environment import choose_device
 from focus_lab.training.evaluation import evaluate
-from focus_lab.training.fit import evaluation_shapes, load_model
 from focus_lab.training.folder import checkpoint_folder
 from focus_lab.training.loop import AUTOCAST
 from focus_lab.training.reporter import Metrics
-
-_RATIO = "model.token_selection.keep_ratio"
 
 
 def evaluate_checkpoint(
@@ -64,7 +63,9 @@ def evaluate_checkpoint(
     for ratio in ratios:
         on_ratio(ratio)
         # What an elastic training wants of the ratio matters no more.
-        changed = with_overrides(document, [f"{_RATIO}={ratio}", "training.elastic.enabled=false"])
+        changed = with_overrides(
+            document, [f"{KEEP_RATIO}={ratio}", "training.elastic.enabled=false"]
+        )
         saved.spec = validate_as(TrialSpec, changed.content, changed.locate).model_dump(mode="json")
         model = load_model(saved, device)
         loader = build_eval_loader(

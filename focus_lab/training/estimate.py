@@ -17,13 +17,13 @@ from focus_lab.specs.experiment import ExperimentSpec, TrialSpec
 from focus_lab.specs.plan import Cell, Plan, num_trials
 from focus_lab.training.cost import (
     Cost,
+    evaluation_shapes,
     mean_cost,
     model_without_memory,
     peak_memory_mib,
     reset_peak_memory,
 )
 from focus_lab.training.environment import choose_device
-from focus_lab.training.fit import evaluation_shapes
 from focus_lab.training.optimization import build_optimizer
 
 _STEPS = 5

@@ -11,32 +11,20 @@ from typing import Any
 import torch
 
 from focus_lab.data.dataset import DetectionDataset, build_datasets
-from focus_lab.data.foreground import foreground_share
 from focus_lab.data.loader import build_eval_loader, build_train_loader
-from focus_lab.data.transforms import EvalTransform
-from focus_lab.errors import DataError, EffectiveSpecError, PreemptedError, WeightsError
+from focus_lab.errors import PreemptedError, WeightsError
 from focus_lab.model.criterion import build_criterion
-from focus_lab.model.focus_detr import FocusDETR, build_model
-from focus_lab.model.weight_files import load_fitting_weights, read_weights, weights_digest
-from focus_lab.ops import library_state
-from focus_lab.specs.data import DataSpec
+from focus_lab.model.focus_detr import FocusDETR
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.metrics import reading
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.average import WeightAverage
 from focus_lab.training.breakdown import FILE as BREAKDOWN
 from focus_lab.training.checkpoint import Checkpoint
-from focus_lab.training.cost import (
-    PAPER_SHAPE,
-    count,
-    mean_cost,
-    peak_memory_mib,
-    reset_peak_memory,
-)
-from focus_lab.training.environment import (
-    choose_device,
-    describe,
-)
+from focus_lab.training.cost import peak_memory_mib, reset_peak_memory, trial_costs
+from focus_lab.training.detector import build_start
+from focus_lab.training.effective import check_effective, check_kept
+from focus_lab.training.environment import choose_device
 from focus_lab.training.evaluation import evaluate
 from focus_lab.training.folder import (
     BEST,
@@ -49,14 +37,13 @@ from focus_lab.training.folder import (
 )
 from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
 from focus_lab.training.machine import MachineLoad
+from focus_lab.training.manifest import check_same_everywhere, input_digests, manifest_of
 from focus_lab.training.optimization import LearningRate, build_optimizer, load_optimizer_state
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
 from focus_lab.training.scoring import check_evaluator
 from focus_lab.training.storage import Storage, checkpoint_name
 from focus_lab.training.workers import ALONE, Workers
-
-_COST_IMAGES = 32
 
 log = logging.getLogger(__name__)
 
@@ -110,9 +97,9 @@ def fit(
     reset_peak_memory(device)
     model, fresh = build_start(spec, len(train_set.class_names))
     model.to(device)
-    _check_effective(spec, model)
+    check_effective(spec, model)
     digests = input_digests(spec, train_set, val_set)
-    _check_same_everywhere(workers.gather(digests))
+    check_same_everywhere(workers.gather(digests))
     costs: Metrics = {}
     saved = None
     if workers.first:
@@ -127,17 +114,17 @@ def fit(
                 storage.send(path, checkpoint_name(path))
         saved = checkpoints.latest(checkpoint_folder(folder))
         if saved is None:
-            manifest = _manifest(spec, model, train_set, val_set, workers)
+            manifest = manifest_of(spec, model, train_set, val_set, workers)
             manifest["started_afresh"] = fresh
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
         else:
             check_same_inputs(folder, digests)
         if storage and (folder / MANIFEST).is_file():
             storage.send(folder / MANIFEST, MANIFEST)
-        costs = _costs(model, val_set, spec)
+        costs = trial_costs(model, val_set, spec)
         for ratio in _other_ratios(spec):
             with model.keeping(ratio):
-                found = _costs(model, val_set, spec)
+                found = trial_costs(model, val_set, spec)
             costs |= {reading(ratio) + name: value for name, value in found.items()}
     trial = _Trial(
         spec,
@@ -157,7 +144,7 @@ def fit(
     load = MachineLoad(workers, device)
     while trial.progress.epoch < spec.training.epochs and not trial.is_stopped(folder):
         metrics = trial.run_epoch() | costs | load.measure()
-        _check_kept(spec, metrics, spec.model.token_selection.keep_ratio)
+        check_kept(spec, metrics, spec.model.token_selection.keep_ratio)
         epoch = trial.progress.epoch
         trial.history.append((epoch, metrics))
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
@@ -175,46 +162,6 @@ def fit(
         if storage:
             storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
-
-
-def build_start(spec: TrialSpec, num_classes: int) -> tuple[FocusDETR, tuple[str, ...] | None]:
-    """The detector as its training starts.
-
-    Args:
-        spec: the trial.
-        num_classes: C.
-
-    Returns:
-        The detector, and the names of its tensors that `training.start_from` has nothing for;
-        None when all of it starts afresh.
-
-    Raises:
-        UserError: the model cannot be built, or weights do not fit.
-    """
-    source = spec.training.start_from
-    model = build_model(spec.model, num_classes, load_backbone=source is None)
-    if source is None:
-        return model, None
-    return model, load_fitting_weights(model, read_weights(source), "training.start_from")
-
-
-def load_model(saved: Checkpoint, device: torch.device) -> FocusDETR:
-    """The detector of a checkpoint in evaluation mode, with averaged weights if it has them.
-
-    Raises:
-        WeightsError: the weights do not fit the checkpoint's own spec.
-    """
-    spec = TrialSpec.model_validate(saved.spec)
-    model = build_model(spec.model, len(saved.class_names), load_backbone=False)
-    try:
-        model.load_state_dict(saved.ema or saved.model)
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise WeightsError(
-            f"checkpoint: its weights do not fit its spec, got {first}; "
-            "it was made by another version"
-        ) from error
-    return model.to(device).eval()
 
 
 class _Trial:
@@ -322,7 +269,7 @@ class _Trial:
                     self.workers,
                     breakdown=self.samples / reading(ratio),
                 )
-            _check_kept(self.spec, found, ratio)
+            check_kept(self.spec, found, ratio)
             found["tokens/keep_ratio"] = ratio
             metrics |= {reading(ratio) + name: value for name, value in found.items()}
         return metrics
@@ -426,113 +373,3 @@ def _other_ratios(spec: TrialSpec) -> list[float]:
     """Keep ratios beside its own that a trial is evaluated at."""
     trained = spec.model.token_selection.keep_ratio
     return [ratio for ratio in spec.training.elastic.evaluate_at if ratio != trained]
-
-
-def _check_effective(spec: TrialSpec, model: FocusDETR) -> None:
-    """The swept parameter must have reached the model."""
-    wanted = spec.model.token_selection
-    got = model.effective_token_selection
-    asked = {
-        "keep_ratio": wanted.keep_ratio,
-        "cascade": spec.model.layer_shares,
-        "level_keep_ratios": wanted.level_keep_ratios,
-    }
-    if got != asked:
-        raise EffectiveSpecError(
-            f"model.token_selection: the built model uses other ratios than its cell, got {got}; "
-            f"the cell says {asked}"
-        )
-
-
-def _check_kept(spec: TrialSpec, metrics: Metrics, wanted: float) -> None:
-    """The first layer must have kept the wanted ratio, as counted while evaluating."""
-    selection = spec.model.token_selection
-    # What ratios by level come to depends on how many tokens each level of an image has.
-    if "tokens/kept_layer_0" not in metrics or selection.level_keep_ratios is not None:
-        return
-    kept, total = metrics["tokens/kept_layer_0"], metrics["tokens/total"]
-    # An image may keep trunc(valid x ratio) + 1, and the layer takes its share of what the image
-    # that may keep most does.
-    least, most = wanted * spec.model.layer_shares[0] * total, wanted * total
-    slack = 1 + 1e-3 * total
-    if not least - slack <= kept <= most + slack:
-        raise EffectiveSpecError(
-            f"model.token_selection.keep_ratio: the encoder kept {kept:.1f} of {total:.1f} tokens "
-            f"an image, got a ratio of {kept / total:.3f}; asked for is {wanted}"
-        )
-
-
-def _check_same_everywhere(digests: list[dict[str, str]]) -> None:
-    """Workers on other machines must have the same files."""
-    for rank, theirs in enumerate(digests):
-        for field, digest in theirs.items():
-            if digest != digests[0][field]:
-                raise DataError(
-                    f"{field}: worker {rank} has other files than worker 0, got digest "
-                    f"{digest[:12]} instead of {digests[0][field][:12]}; "
-                    "give all machines the same"
-                )
-
-
-def input_digests(
-    spec: TrialSpec, train_set: DetectionDataset, val_set: DetectionDataset
-) -> dict[str, str]:
-    """Field of the spec that names files -> digest of what they hold."""
-    digests = {"data.train": train_set.digest, "data.val": val_set.digest}
-    weights = getattr(spec.model.backbone, "weights", None)
-    if weights is not None:
-        digests["model.backbone.weights"] = weights_digest(weights)
-    if spec.training.start_from is not None:
-        digests["training.start_from"] = weights_digest(spec.training.start_from)
-    return digests
-
-
-def _costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
-    metrics = mean_cost(model, evaluation_shapes(val_set, spec.data)).metrics()
-    paper = count(model, PAPER_SHAPE)
-    metrics["cost/gflops_800x1333"] = 2 * paper.total_macs / 1e9
-    metrics["cost/gmacs_800x1333"] = paper.total_macs / 1e9
-    return metrics
-
-
-def evaluation_shapes(dataset: DetectionDataset, spec: DataSpec) -> list[tuple[int, int]]:
-    """(height, width) of a data set's first images as the model sees them: cost is their mean."""
-    resize = EvalTransform(spec.evaluation).size
-    return [resize(*size) for size in dataset.sizes[:_COST_IMAGES]]
-
-
-def _manifest(
-    spec: TrialSpec,
-    model: FocusDETR,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset,
-    workers: Workers,
-) -> dict[str, Any]:
-    """What it takes to do this trial again."""
-    return {
-        "spec": spec.model_dump(mode="json"),
-        "fingerprint": spec.fingerprint,
-        "seed": spec.seed,
-        "workers": workers.size,
-        "effective_token_selection": model.effective_token_selection,
-        "ops_implementation": model.implementation,
-        "ops_build": library_state().build if model.implementation == "compiled" else None,
-        "evaluator": {
-            "name": spec.compute.evaluator,
-            "version": check_evaluator(spec.compute.evaluator),
-        },
-        "inputs": input_digests(spec, train_set, val_set),
-        "data": {
-            split: {
-                "digest": dataset.digest,
-                "images": len(dataset),
-                "classes": list(dataset.class_names),
-                "repairs": dataset.repairs,
-            }
-            for split, dataset in (("train", train_set), ("val", val_set))
-        },
-        "foreground_share": foreground_share(
-            val_set, model.neck.strides, EvalTransform(spec.data.evaluation).size
-        ),
-        "environment": describe(),
-    }

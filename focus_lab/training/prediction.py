@@ -14,9 +14,9 @@ from focus_lab.model.postprocess import Detections
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.training import ComputeSpec
 from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training.detector import load_model
 from focus_lab.training.environment import choose_device
 from focus_lab.training.evaluation import detect
-from focus_lab.training.fit import load_model
 
 
 class Predictor:

@@ -14,12 +14,12 @@ from focus_lab.training.cost import (
     PAPER_SHAPE,
     Cost,
     count,
+    evaluation_shapes,
     mean_cost,
     measure_latency,
     peak_memory_mib,
 )
 from focus_lab.training.environment import choose_device
-from focus_lab.training.fit import evaluation_shapes
 
 
 def profile_model(spec: TrialSpec, repeats: int = 20) -> dict[str, Any]:

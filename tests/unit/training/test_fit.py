@@ -21,7 +21,9 @@ from focus_lab.specs.metrics import is_metric
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training import evaluation
 from focus_lab.training import fit as training_fit
-from focus_lab.training.fit import build_start, fit, load_model
+from focus_lab.training.detector import build_start, load_model
+from focus_lab.training.effective import check_kept
+from focus_lab.training.fit import fit
 from focus_lab.training.folder import STOPPED, checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
 from focus_lab.training.scoring import Evaluator, Found, Scores, coco_scores
@@ -32,7 +34,7 @@ MakeTrial = Callable[..., TrialSpec]
 @pytest.fixture(autouse=True)
 def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting a model's cost takes longer than training it here: each model is counted once."""
-    original = training_fit._costs
+    original = training_fit.trial_costs
 
     def costs(model: FocusDETR, val_set: DetectionDataset, spec: TrialSpec) -> Metrics:
         key = spec.model.model_dump_json() + spec.data.model_dump_json()
@@ -40,7 +42,7 @@ def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
             COUNTED[key] = original(model, val_set, spec)
         return COUNTED[key]
 
-    monkeypatch.setattr(training_fit, "_costs", costs)
+    monkeypatch.setattr(training_fit, "trial_costs", costs)
 
 
 COUNTED: dict[str, Metrics] = {}
@@ -390,10 +392,10 @@ def test_a_selector_that_keeps_other_tokens_than_its_cell_says_is_found(
 ) -> None:
     metrics = {"tokens/kept_layer_0": kept, "tokens/total": 100.0}
     if fits:
-        training_fit._check_kept(tiny_trial(), metrics, 0.5)
+        check_kept(tiny_trial(), metrics, 0.5)
     else:
         with pytest.raises(EffectiveSpecError, match=r"kept 60\.0 of 100\.0 tokens"):
-            training_fit._check_kept(tiny_trial(), metrics, 0.5)
+            check_kept(tiny_trial(), metrics, 0.5)
 
 
 def test_a_trial_does_not_go_on_with_other_images(tiny_trial: MakeTrial, tmp_path: Path) -> None:

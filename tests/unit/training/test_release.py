@@ -14,7 +14,7 @@ from focus_lab.model.weights import to_released
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
 from focus_lab.training.curve import evaluate_checkpoint
-from focus_lab.training.fit import load_model
+from focus_lab.training.detector import load_model
 from focus_lab.training.release import convert_checkpoint
 
 MakeTrial = Callable[..., TrialSpec]

@@ -18,8 +18,9 @@ from focus_lab.model.denoising import BatchShare
 from focus_lab.model.focus_detr import build_model
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training import checkpoint as checkpoints
+from focus_lab.training.detector import load_model
 from focus_lab.training.evaluation import evaluate
-from focus_lab.training.fit import fit, load_model
+from focus_lab.training.fit import fit
 from focus_lab.training.folder import SAMPLES, checkpoint_folder
 from focus_lab.training.reporter import MemoryReporter, Metrics
 
