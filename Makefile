@@ -45,12 +45,12 @@ op: $(OP)
 demo: install
 	$(BIN)/focus-lab sweep experiments/keep_ratio.yaml
 
-# What starts servers, browsers or clusters runs alone.
+# What starts clusters, or whole services, runs alone.
 test: lint
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -m "slow and not cluster" $(SIDE_BY_SIDE) --dist loadfile \
-		tests/unit tests/parity tests/distributed
-	$(BIN)/python -m pytest -m "slow and not cluster" tests/service tests/e2e
+		tests/unit tests/parity tests/distributed tests/service
+	$(BIN)/python -m pytest -m "slow and not cluster" tests/e2e
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)
