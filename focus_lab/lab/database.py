@@ -28,6 +28,9 @@ _BUSY_MS = 5000
 _MIGRATION_LOCK = 7_210_653_114
 """Who brings a PostgreSQL store up to date holds this lock; any number that nobody else uses."""
 
+_IDLE_S = 60
+"""A process that is frozen within a transaction keeps its locks no longer than this."""
+
 _WRITES = "focus_lab_writes"
 
 
@@ -74,7 +77,9 @@ class Database:
             self.is_postgresql = self._engine.dialect.name == "postgresql"
             # SQLite lets those who wait for it in by chance: threads of one process take turns.
             self._turn = contextlib.nullcontext() if self.is_postgresql else threading.Lock()
-            if not self.is_postgresql:
+            if self.is_postgresql:
+                sa.event.listen(self._engine, "connect", _configure_postgresql)
+            else:
                 sa.event.listen(self._engine, "connect", _configure_sqlite)
                 sa.event.listen(self._engine, "begin", _begin_sqlite)
         except (sa.exc.ArgumentError, ImportError) as error:
@@ -264,6 +269,12 @@ def _configure_sqlite(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _configure_postgresql(connection: Any, _: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_S}s'")
+    connection.commit()
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

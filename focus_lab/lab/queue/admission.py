@@ -1,14 +1,15 @@
 """Whose turn it is: a pure function from the queue and the cluster to who may start, and why not.
 
-Order: priority, plus an hourly bonus for waiting, minus a malus for whoever has used, or holds,
-much. For whoever lacks nothing but room, and has waited long, room is kept: others pass only with
-what it does not need. Whoever is kept by a quota, or could never fit, keeps nobody.
+Order: priority, plus an hourly bonus for waiting, minus a malus for whoever has used, holds, or was
+just granted much. For whoever lacks nothing but room, and has waited long, room is kept: others
+pass only with what it does not need. Whoever is kept by a quota, or could never fit, keeps nobody.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -224,22 +225,23 @@ def decide(
         now: the time.
     """
     shares = _shares(holding, capacity, usage)
-    order = sorted(waiting, key=lambda w: (-score(w, shares, policy, now), w.queued_at, w.id))
+    line = _in_turn(waiting, shares, policy, now)
     if capacity is None or (not capacity.nodes and not capacity.limit):
         text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
-        away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(order, 1)}
+        away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(line, 1)}
         return Decision(away, ())
-    order = [one.on(capacity) for one in order]
     free = capacity.total - sum((held.granted for held in holding), Resources())
     quotas = _QuotaBook(holding, usage, policy)
     places: dict[str, Place] = {}
     grants: list[Grant] = []
-    others = _Others(order, capacity, quotas)
+    others = _Others(waiting, capacity, quotas)
     reserved = Resources()
     """Of those who have waited long for room: whoever is behind them leaves it free."""
     first: int | None = None
     """Position of the first of them."""
-    for position, one in enumerate(order, 1):
+    for position, turn in enumerate(line, 1):
+        one = turn.on(capacity)
+        others.had_turn(one)
         verdict = _never(one, capacity) or quotas.forbids(one)
         room = free - reserved
         if verdict is None and not room.count(one.gang):
@@ -256,28 +258,57 @@ def decide(
             places[one.id] = Place(position, *verdict)
             continue
         quotas.started(one)
-        share = 1.0 if others.none_after(position) else policy.largest_share
+        share = policy.largest_share if others.could_start() else 1.0
         trials = _trials(one, room, capacity, share)
         grant = Grant(one.id, trials, one.gang.times(trials))
         grants.append(grant)
         free = free - grant.resources
+        shares[one.user] = shares.get(one.user, 0.0) + _part(grant.resources, capacity)
         places[one.id] = Place(position, Reason.NEXT, "starts with the next round")
     return Decision(places, tuple(grants))
+
+
+def _in_turn(
+    waiting: Sequence[Waiting], shares: Mapping[str, float], policy: Policy, now: datetime
+) -> Iterator[Waiting]:
+    """By falling score. As a user's share grows meanwhile, what else is the user's falls behind."""
+
+    def rank(one: Waiting) -> tuple[float, datetime, str]:
+        return -score(one, shares, policy, now), one.queued_at, one.id
+
+    # One share moves all that is a user's alike: within it the order stays.
+    lines: dict[str, list[Waiting]] = {}
+    for one in sorted(waiting, key=rank, reverse=True):
+        lines.setdefault(one.user, []).append(one)
+    first = [(*rank(line[-1]), line.pop()) for line in lines.values()]
+    heapq.heapify(first)
+    while first:
+        *_, one = heapq.heappop(first)
+        yield one
+        if lines[one.user]:
+            following = lines[one.user].pop()
+            heapq.heappush(first, (*rank(following), following))
 
 
 def _shares(
     holding: Sequence[Holding], capacity: Capacity | None, usage: Usage
 ) -> dict[str, float]:
-    total = capacity.total if capacity else Resources()
-    has_gpus = total.gpus > 0
+    has_gpus = capacity is not None and capacity.total.gpus > 0
     used = usage.gpu_hours if has_gpus else usage.cpu_hours
     all_used = sum(used.values())
     shares = {user: hours / all_used for user, hours in used.items() if all_used > 0}
-    whole = total.gpus if has_gpus else total.cpus
     for held in holding:
-        part = held.granted.gpus if has_gpus else held.granted.cpus
-        shares[held.user] = shares.get(held.user, 0.0) + (part / whole if whole else 0.0)
+        part = _part(held.granted, capacity) if capacity else 0.0
+        shares[held.user] = shares.get(held.user, 0.0) + part
     return shares
+
+
+def _part(granted: Resources, capacity: Capacity) -> float:
+    """Of the cluster: of its GPUs, or of its cores where it has none."""
+    total = capacity.total
+    if total.gpus > 0:
+        return granted.gpus / total.gpus
+    return granted.cpus / total.cpus if total.cpus else 0.0
 
 
 def _never(one: Waiting, capacity: Capacity) -> tuple[Reason, str] | None:
@@ -311,22 +342,30 @@ def _shown(there: Resources, wanted: Resources) -> str:
 class _Others:
     """Whether anybody is left who could start: whoever could not is nobody to leave room for."""
 
-    def __init__(self, order: Sequence[Waiting], capacity: Capacity, quotas: _QuotaBook) -> None:
-        self._order, self._capacity, self._quotas = order, capacity, quotas
-        self._next = 0
+    def __init__(self, waiting: Sequence[Waiting], capacity: Capacity, quotas: _QuotaBook) -> None:
+        self._left = iter(waiting)
+        self._next = next(self._left, None)
+        self._capacity, self._quotas = capacity, quotas
+        self._had_turn: set[str] = set()
         self.lack_room = False
         """Whether somebody before lacks room only."""
 
-    def none_after(self, position: int) -> bool:
-        """Whether nobody else could start once the one at this position, from 1, has."""
-        # Forward only: within a round quotas become tighter and never wider.
-        self._next = max(self._next, position)
-        while self._next < len(self._order) and self._kept(self._order[self._next]):
-            self._next += 1
-        return not self.lack_room and self._next == len(self._order)
+    def had_turn(self, one: Waiting) -> None:
+        self._had_turn.add(one.id)
 
-    def _kept(self, one: Waiting) -> bool:
-        return not self._capacity.count(one) or self._quotas.forbids(one) is not None
+    def could_start(self) -> bool:
+        """Whether anybody else could, now or as soon as there is room."""
+        # Forward only: within a round quotas become tighter and never wider.
+        while self._next is not None and self._is_out(self._next.on(self._capacity)):
+            self._next = next(self._left, None)
+        return self.lack_room or self._next is not None
+
+    def _is_out(self, one: Waiting) -> bool:
+        return (
+            one.id in self._had_turn
+            or not self._capacity.count(one)
+            or self._quotas.forbids(one) is not None
+        )
 
 
 class _QuotaBook:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from focus_lab.errors import StoreUnreachableError, UserError
 from focus_lab.lab.database import Database, storable, utc
 from focus_lab.lab.queue.admission import Grant, Holding, Resources, Usage
-from focus_lab.lab.queue.changes import TRIES, find, set_entry, tell
+from focus_lab.lab.queue.changes import TRIES, find, lock_entry, set_entry, tell
 from focus_lab.lab.queue.entry import Entry, entry_of
 from focus_lab.lab.queue.events import write_event
 from focus_lab.lab.queue.leadership import check_fence
@@ -99,7 +99,7 @@ class Attempts:
     # What the leading dispatcher does
 
     def admit(self, entry: Entry, grant: Grant, fence: int, actor: str) -> Entry | None:
-        """Let an experiment start; None when it was changed meanwhile.
+        """Let an experiment start; None when it was changed meanwhile, or is about to be.
 
         There is still the room that the grant was made for: nobody but the leader admits.
 
@@ -108,6 +108,8 @@ class Attempts:
         """
         with self._database.session() as session:
             check_fence(session, fence)
+            if not lock_entry(session, entry):
+                return None
             values = {"state": QueueState.STARTING, "attempt": entry.attempt + 1}
             changed = set_entry(session, entry, **values)
             if changed is None:
@@ -137,13 +139,15 @@ class Attempts:
         waits again where it stood, unless a person wanted its end.
 
         Returns:
-            The experiment; None when it was changed meanwhile: look again.
+            The experiment; None when it was changed meanwhile, or is about to be: look again.
 
         Raises:
             FencedError: another dispatcher leads.
         """
         with self._database.session() as session:
             check_fence(session, fence)
+            if not lock_entry(session, entry):
+                return None
             attempt = session.get_one(AttemptRow, (entry.id, entry.attempt))
             if attempt.ended_at is not None:
                 return None

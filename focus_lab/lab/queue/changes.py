@@ -53,6 +53,18 @@ def find(session: Session, entry_id: str) -> Entry:
     return entry_of(row)
 
 
+def lock_entry(session: Session, entry: Entry) -> bool:
+    """Lock an entry that is still as it was read; False when it is not, or is locked by another.
+
+    Whoever looks after all entries does not wait for the one that a frozen process holds. SQLite
+    lets one writer in at a time: there nothing is locked by another.
+    """
+    as_it_was = sa.select(QueueRow.version).where(
+        QueueRow.experiment_id == entry.id, QueueRow.version == entry.version
+    )
+    return session.scalar(as_it_was.with_for_update(skip_locked=True)) is not None
+
+
 def set_entry(session: Session, entry: Entry, **values: Any) -> Entry | None:
     """Compare and set; None when somebody else was faster."""
     changed = session.execute(

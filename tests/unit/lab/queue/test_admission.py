@@ -256,6 +256,27 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
 
 
 @given(queues(), holdings, clusters, usages, policies)
+def test_whoevers_turn_it_is_has_the_highest_score_after_all_grants_before(
+    waiting: list[Waiting],
+    holding: list[Holding],
+    capacity: Capacity,
+    usage: Usage,
+    policy: Policy,
+) -> None:
+    decision = decide(waiting, holding, capacity, usage, policy, NOW)
+    granted = {grant.id: grant.resources for grant in decision.grants}
+    left = sorted(waiting, key=lambda one: decision.places[one.id].position)
+    holding = list(holding)
+    while left:
+        shares = _shares(holding, capacity, usage)
+        best = max(score(one, shares, policy, NOW) for one in left)
+        one = left.pop(0)
+        assert score(one, shares, policy, NOW) == pytest.approx(best)
+        if one.id in granted:
+            holding.append(Holding(one.id, one.user, one.project, granted[one.id]))
+
+
+@given(queues(), holdings, clusters, usages, policies)
 def test_whoever_cannot_start_at_all_changes_nothing_for_the_others(
     waiting: list[Waiting],
     holding: list[Holding],
@@ -417,6 +438,20 @@ def test_positions_follow_priority_then_waiting_then_name() -> None:
     )
     order = sorted(decision.places, key=lambda name: decision.places[name].position)
     assert order == ["first", "a", "b", "late"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "order"),
+    [(10.0, ["a1", "b1", "a2", "b2", "a3"]), (0.0, ["a1", "a2", "a3", "b1", "b2"])],
+)
+def test_users_who_have_nothing_yet_take_turns_within_one_round(
+    weight: float, order: list[str]
+) -> None:
+    alices = [waits(f"a{n}", minutes=9 - n) for n in (1, 2, 3)]
+    bobs = [waits(f"b{n}", user="bob", minutes=5 - n) for n in (1, 2)]
+    decision = ask(*alices, *bobs, on=cluster((4, 0)), share_weight=weight, largest_share=0.25)
+    assert [grant.id for grant in decision.grants] == order[:4]
+    assert sorted(decision.places, key=lambda name: decision.places[name].position) == order
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import pytest
+import sqlalchemy as sa
 
 from focus_lab.errors import StoreUnreachableError
 from focus_lab.lab.database import Database
@@ -29,6 +30,7 @@ from focus_lab.lab.queue.queue import NotAllowedError, Queue
 from focus_lab.lab.queue.states import Action, QueueState
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import LeaseHeldError, StaleTrialError, Store
+from focus_lab.lab.tables import QueueRow
 
 pytestmark = pytest.mark.usefixtures("check_audit")
 Submit = Callable[..., tuple[Entry, bool]]
@@ -121,10 +123,10 @@ class World:
         self.attempts = Attempts(store.database, self.queue.policy)
         self.jobs = MemoryJobs((Resources(cores),), on_call=lambda name: fate.point())
         self.drivers: list[Process] = []
-        self.carried_out: dict[str, MemoryJob] = {}
-        """Experiment -> the job whose driver carries it out."""
-        self.renewed: dict[tuple[str, int], datetime] = {}
-        """Experiment and attempt -> when its driver last took the lease."""
+        self.carried_out: dict[str, str] = {}
+        """Experiment -> the driver that carries it out, by the name on its lease."""
+        self.renewed: dict[str, datetime] = {}
+        """Driver -> when it last took its lease."""
         self.numbers = itertools.count(1)
         self.dispatchers = [self.new_dispatcher()]
 
@@ -156,7 +158,7 @@ class World:
 
         def renew() -> None:
             store.take_lease(mine, owner, LEASE_S, set())
-            self.renewed[mine, job.attempt] = self.clock.at
+            self.renewed[owner] = self.clock.at
 
         yield from self.patiently(renew)
         running = None
@@ -165,7 +167,7 @@ class World:
             # One whose lease ran out, asleep or cut off, is not told; it finds out when it renews.
             other = self.carried_out.get(mine)
             assert other is None or self.has_lapsed(other), "two drivers carry out one experiment"
-            self.carried_out[mine] = job
+            self.carried_out[mine] = owner
             for trial in (yield from self.patiently(lambda: store.trials(mine))):
                 if trial.state is TrialState.SUCCEEDED:
                     continue
@@ -195,13 +197,12 @@ class World:
         except SupersededError:
             pass
         finally:
-            if self.carried_out.get(mine) is job:
+            if self.carried_out.get(mine) == owner:
                 del self.carried_out[mine]
         store.drop_lease(mine, owner)
 
-    def has_lapsed(self, job: MemoryJob) -> bool:
-        renewed = self.renewed[job.experiment_id, job.attempt]
-        return bool(self.clock.at - renewed > timedelta(seconds=LEASE_S))
+    def has_lapsed(self, driver: str) -> bool:
+        return bool(self.clock.at - self.renewed[driver] > timedelta(seconds=LEASE_S))
 
     def step(self, driver: Process) -> None:
         """One tick of a driver; what ends it ends its job."""
@@ -619,6 +620,32 @@ def test_a_dispatcher_that_slept_through_another_ones_rise_changes_nothing(
     assert world.queue.counts() == {"STARTING": 2}
     assert len(world.jobs.jobs) == 2
     assert {entry.attempt for entry in world.entries()} == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("waits", [True, False], ids=["that waits", "that has ended"])
+def test_an_entry_that_a_frozen_process_has_locked_keeps_the_others_from_nothing(
+    world: World, submit: Submit, waits: bool
+) -> None:
+    locked, _ = submit("locked", to=world.queue)
+    if not waits:
+        world.dispatchers[0].round()
+        job_of(world, locked).status = JobStatus.ENDED
+    submit("other", 0.2, to=world.queue)
+    with world.store.database.session() as frozen:
+        frozen.execute(
+            sa.update(QueueRow).where(QueueRow.experiment_id == locked.id).values(priority=1)
+        )
+        round_ = threading.Thread(target=world.dispatchers[0].round)
+        round_.start()
+        round_.join(30)
+        assert not round_.is_alive()
+        assert world.queue.entry("other").state is S.STARTING
+        assert world.queue.entry("locked").attempt == locked.attempt + (not waits)
+    world.dispatchers[0].round()
+    assert world.queue.entry("locked").state is S.STARTING
+    assert world.queue.entry("locked").attempt == locked.attempt + 1 + (not waits)
 
 
 def test_trouble_with_one_job_keeps_the_others_from_nothing(
