@@ -1,14 +1,15 @@
-"""The service under load, on loopback: submits, lists, details, streams, memory.
+"""The service under load, on loopback: submits, lists, details, cancels, streams, memory.
 
-The server is a process of its own with the real store, queue and interface; drivers are played in
-memory. Requests come at a fixed pace, whatever the answers take (an open loop): a slow answer is
-not hidden by the pause that it causes.
+The server is a process of its own with the real store, queue and interface, and asks for tokens;
+drivers are played in memory. Requests come at a fixed pace, whatever the answers take (an open
+loop): a slow answer is not hidden by the pause that it causes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
 from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.store import Store
+from focus_lab.lab.tokens import Scope, Tokens
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
 
@@ -42,7 +44,7 @@ _SPEC: dict[str, Any] = {
     },
 }
 _POLICY = Policy(quotas=Quotas(default_user=Quota()))
-GOALS_MS = {"list": 50.0, "detail": 50.0, "submit": 100.0}
+GOALS_MS = {"list": 50.0, "detail": 50.0, "submit": 100.0, "cancel": 1000.0}
 """Of the 99th percentile."""
 _WARM_S = 2.0
 
@@ -82,10 +84,11 @@ def bench_service(
         progress(f"queueing {queued} experiments …")
         begun = time.perf_counter()
         ids = _fill(queue, Path(folder), queued)
+        token = Tokens(opened.database).create("bench", Scope.ADMIN, days=1)
         filled = time.perf_counter() - begun
         with serving(url, folder) as (base, pid):
             rows, events, memory = asyncio.run(
-                _load(base, pid, queue, ids, per_s, listeners, seconds, progress)
+                _load(base, pid, token, queue, ids, per_s, listeners, seconds, progress)
             )
         shown = opened.url.split(":")[0]
         opened.close()
@@ -120,7 +123,7 @@ def host(url: str, port: int, folder: str) -> None:
 
     configure_logs()
     settings = Settings(
-        home=Path(folder), store=url, auth=False, rate_per_s=1e6, burst=10**6, max_streams=10_000
+        home=Path(folder), store=url, rate_per_s=1e6, burst=10**6, max_streams=10_000
     )
     with open_queue(settings) as opened:
         queue = Queue(opened.store, _POLICY)
@@ -170,6 +173,7 @@ def serving(url: str, folder: str) -> Iterator[tuple[str, int]]:
 async def _load(
     base: str,
     pid: int,
+    token: str,
     queue: Queue,
     ids: Sequence[str],
     per_s: float,
@@ -179,14 +183,19 @@ async def _load(
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[float]]:
     limits = httpx2.Limits(max_connections=listeners + 100, max_keepalive_connections=100)
     rows = []
-    async with httpx2.AsyncClient(base_url=base, limits=limits, timeout=60.0) as client:
+    headers = {"authorization": f"Bearer {token}"}
+    # The streams need some that wait: no more than half are cancelled, and then again.
+    some = itertools.cycle(ids[: len(ids) // 2] or ids)
+    async with httpx2.AsyncClient(
+        base_url=base, headers=headers, limits=limits, timeout=60.0
+    ) as client:
         memory = [resident_mb(pid)]
-        for case in ("list", "detail", "submit"):
+        for case in GOALS_MS:
             pace = per_s if case == "submit" else min(per_s, 20.0)
             progress(f"{case}: {pace:g} a second for {seconds:g} s …")
 
             async def one(number: int, case: str = case) -> float:
-                return await _timed(client, case, number, ids)
+                return await _timed(client, case, number, ids, some)
 
             # A server that has run for a while: connections, prepared statements, caches.
             await _paced(one, pace, _WARM_S)
@@ -200,12 +209,16 @@ async def _load(
     return rows, events, memory
 
 
-async def _timed(client: httpx2.AsyncClient, case: str, number: int, ids: Sequence[str]) -> float:
+async def _timed(
+    client: httpx2.AsyncClient, case: str, number: int, ids: Sequence[str], some: Iterator[str]
+) -> float:
     begun = time.perf_counter()
     if case == "list":
         answer = await client.get("/experiments", params={"limit": 50, "state": "QUEUED"})
     elif case == "detail":
         answer = await client.get(f"/experiments/{ids[number * 7919 % len(ids)]}")
+    elif case == "cancel":
+        answer = await client.post(f"/experiments/{next(some)}/cancel")
     else:
         content = json.dumps(_SPEC | {"name": f"load-{number + 10}-{time.time_ns()}"})
         answer = await client.post(

@@ -54,7 +54,7 @@ class QueueMachine(RuleBasedStateMachine):
         vars(self.fate).update(vars(Fate(chance=random.Random(seed))))
         self.store = self.make_store()
         quotas = {"default_user": {"running": MOST}}
-        self.world = World(self.store, self.clock, self.fate, cores=4.0, quotas=quotas)
+        self.world = World(self.store, self.clock, self.fate, cores=8.0, quotas=quotas)
         self.numbers = itertools.count()
         self.names: set[str] = set()
         self.cancelled: set[str] = set()
