@@ -122,6 +122,17 @@ class PostgreSQL:
         self._process.kill()
         self._process.wait()
 
+    def kill_and_restart(self) -> None:
+        """Kill it, and start it again as soon as what is left of it has gone."""
+        self.kill()
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                return self.start()
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+
     def new_database(self) -> str:
         """SQLAlchemy URL of a fresh database."""
         import psycopg

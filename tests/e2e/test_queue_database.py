@@ -76,20 +76,6 @@ class Cluster:
         job.status = JobStatus.ENDED
 
 
-def restart(server: postgresql.PostgreSQL) -> None:
-    """Kill it, and start it again as soon as what is left of it has gone."""
-    server.kill()
-
-    def starts() -> bool:
-        try:
-            server.start()
-        except AssertionError:
-            return False
-        return True
-
-    wait_until(starts, "PostgreSQL runs again", 60)
-
-
 def test_what_is_submitted_while_its_database_dies_is_carried_out_once(
     server: postgresql.PostgreSQL, tiny_experiment: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -134,7 +120,7 @@ def test_what_is_submitted_while_its_database_dies_is_carried_out_once(
                     lambda death=death: len(cluster.begun) >= death * COUNT // (DEATHS + 2),  # type: ignore[misc]
                     "some have begun", 120,
                 )  # fmt: skip
-                restart(server)
+                server.kill_and_restart()
             for part in parts:
                 part.result(timeout=120)
             wait_until(

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import postgresql
 import pytest
 from chaos import free_port, wait_until
+from postgresql import PostgreSQL
 from processes import family_of, is_alive
 
 from focus_lab.client import Client
@@ -20,7 +22,10 @@ from focus_lab.client.models import ExperimentDetail
 from focus_lab.errors import FocusLabError
 from focus_lab.specs.compose import merge
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(postgresql.why_not() is not None, reason=str(postgresql.why_not())),
+]
 
 _COMMAND = [sys.executable, "-c", "from focus_lab.cli import main; main()"]
 RATIO = "model.token_selection.keep_ratio"
@@ -31,6 +36,7 @@ class Service:
     """The service's command, on loopback."""
 
     folder: Path
+    store: str
     port: int = field(default_factory=free_port)
     _process: subprocess.Popen[bytes] | None = None
     _all: set[int] = field(default_factory=set)
@@ -41,6 +47,7 @@ class Service:
 
     def start(self) -> None:
         command = [*_COMMAND, "serve", "--out", "runs", "--port", str(self.port)]
+        command += ["--store", self.store]
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--mlflow-port", "0"], cwd=self.folder, stdout=log, stderr=log,
@@ -81,8 +88,14 @@ class Service:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    made = Service(tmp_path)
+def database() -> Iterator[PostgreSQL]:
+    with postgresql.server(durable=True) as started:
+        yield started
+
+
+@pytest.fixture
+def service(tmp_path: Path, database: PostgreSQL) -> Iterator[Service]:
+    made = Service(tmp_path, database.new_database())
     made.start()
     yield made
     made.end()
@@ -103,7 +116,7 @@ def spec(tiny_content: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
 
 
 def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
-    service: Service, spec: Callable[..., dict[str, Any]]
+    service: Service, database: PostgreSQL, spec: Callable[..., dict[str, Any]]
 ) -> None:
     with service.client as client:
         # So long that it still trains when it is looked at.
@@ -121,15 +134,19 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
         wait_until(lambda: trained("one"), "the first trains", 240)
         os.kill(service.driver_of("one"), signal.SIGKILL)
         wait_until(lambda: now("one").attempt == 2, "it is admitted again", 120)
-        # The service is killed, its cluster with it, in the middle of the second attempt.
+        # In the middle of the second attempt, and of the end of another experiment, the service is
+        # killed, its cluster and its database with it.
         wait_until(lambda: now("one").state == "RUNNING" and trained("one"), "it trains again", 120)
-        service.kill()
-        service.start()
-        # Cancelled while it waits or runs, and begun again.
         assert now("two").state != "FAILED", now("two").message
         client.cancel("two")
+        service.kill()
+        database.kill_and_restart()
+        service.start()
+        # It is begun again, and the database killed while its driver is started.
         wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 120)
         client.retry("two")
+        wait_until(lambda: now("two").state in ("STARTING", "RUNNING"), "it is admitted", 240)
+        database.kill_and_restart()
         wait_until(lambda: all(now(name).is_terminal for name in names), "all have ended", 400)
         for name in names:
             ended = now(name)
