@@ -63,7 +63,6 @@ class QueueMachine(RuleBasedStateMachine):
 
     # What people do
 
-    @precondition(lambda self: not self.fate.store_away)
     @rule(
         target=submitted,
         user=st.sampled_from(["alice", "bob"]),
@@ -122,13 +121,17 @@ class QueueMachine(RuleBasedStateMachine):
     def the_cluster_is_started_anew(self, survivors: float) -> None:
         self.world.restart_cluster(survivors)
 
-    @rule()
-    def the_cluster_goes_or_comes_back(self) -> None:
-        self.world.jobs.reachable = not self.world.jobs.reachable
+    @rule(ticks=st.integers(1, 20))
+    def the_cluster_does_not_answer(self, ticks: int) -> None:
+        self.world.jobs.reachable = False
+        self.time_goes_by(ticks)
+        self.world.jobs.reachable = True
 
-    @rule()
-    def the_store_goes_or_comes_back(self) -> None:
-        self.fate.store_away = not self.fate.store_away
+    @rule(ticks=st.integers(1, 20))
+    def the_store_is_away(self, ticks: int) -> None:
+        self.fate.store_away = True
+        self.time_goes_by(ticks)
+        self.fate.store_away = False
 
     @precondition(lambda self: self.world.drivers)
     @rule(which=st.integers(0, 99), ticks=st.integers(1, 30))
