@@ -147,7 +147,7 @@ def bench_service(
     seconds: Annotated[float, typer.Option(help="How long each load lasts.")] = 20.0,
     as_json: Json = False,
 ) -> None:
-    """The service on loopback: submits, lists, details, cancels, streams, memory; needs an empty store."""
+    """The service on loopback, with an empty store: submits, lists, details, cancels, streams."""
     from service.bench import bench_service as bench
 
     result = bench(store, queued, per_s, listeners, seconds, lambda text: talk.print(text))

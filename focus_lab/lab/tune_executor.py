@@ -100,10 +100,14 @@ class TuneExecutor:
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            if self._address is None:
-                raise
+        except Exception as error:
+            # A node that does not start in time is a bare Exception of Ray's.
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            if self._address is None:
+                raise FocusLabError(
+                    f"Ray: does not start on this machine, got {reason}; see whether processors, "
+                    "memory or disk are exhausted, then run the same command again: it continues"
+                ) from error
             raise ClusterUnreachableError(
                 f"--address: no Ray cluster answers, got {self._address!r}: {reason}; "
                 "start one with `ray start --head`, and check RAY_AUTH_TOKEN"

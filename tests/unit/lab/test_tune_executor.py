@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from focus_lab.errors import DataError
+from focus_lab.errors import ClusterUnreachableError, DataError, FocusLabError
 from focus_lab.lab import worker
 from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.train_workers import EPOCH, METRICS
-from focus_lab.lab.tune_executor import AGAIN, FAILURE, HISTORY, OUTCOME, train_trial
+from focus_lab.lab.tune_executor import AGAIN, FAILURE, HISTORY, OUTCOME, TuneExecutor, train_trial
 from focus_lab.lab.tune_executor import _make_relay as make_relay
 from focus_lab.specs.training import ComputeSpec
 
@@ -36,6 +36,26 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(tune, "report", told.append)
     return told
+
+
+@pytest.mark.parametrize(
+    ("address", "kind", "said"),
+    [
+        (None, FocusLabError, r"Ray: does not start on this machine, got timed out; .* continues"),
+        ("auto", ClusterUnreachableError, "no Ray cluster answers, got 'auto': timed out; start"),
+    ],
+)
+def test_a_cluster_that_does_not_start_or_answer_is_a_sentence(
+    address: str | None, kind: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init(**settings: object) -> None:
+        raise Exception("timed out\nwith more")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(kind, match=said):
+        TuneExecutor(ComputeSpec(), address).start()
 
 
 def test_a_trial_reports_its_epochs_and_then_its_history(
