@@ -45,12 +45,10 @@ op: $(OP)
 demo: install
 	$(BIN)/focus-lab sweep experiments/keep_ratio.yaml
 
-# What starts clusters, or whole services, runs alone.
 test: lint
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -m "slow and not cluster" $(SIDE_BY_SIDE) --dist loadfile \
-		tests/unit tests/parity tests/distributed tests/service
-	$(BIN)/python -m pytest -m "slow and not cluster" tests/e2e
+	$(BIN)/python -m pytest -m "slow and not alone and not cluster" $(SIDE_BY_SIDE) --dist loadfile
+	$(BIN)/python -m pytest -m "alone"
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)

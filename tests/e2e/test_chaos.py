@@ -36,6 +36,7 @@ _DEATHS = 2
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.timeout(300 + 300 * RUNS),
     pytest.mark.skipif(postgresql.why_not() is not None, reason=str(postgresql.why_not())),
 ]

@@ -24,6 +24,7 @@ from focus_lab.specs.compose import merge
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.alone,
     pytest.mark.skipif(postgresql.why_not() is not None, reason=str(postgresql.why_not())),
 ]
 

@@ -29,7 +29,7 @@ from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
 from focus_lab.specs.training import ComputeSpec
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 RATIO = "model.token_selection.keep_ratio"
 DEADLINE_S = 240

@@ -25,7 +25,7 @@ from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
 from focus_lab.specs.training import ComputeSpec
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(600)]
 
 COMPUTE = {"device": "cpu", "workers": 2, "max_failures": 1}
 
