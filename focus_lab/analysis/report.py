@@ -19,6 +19,7 @@ from focus_lab.analysis import quantities as q
 from focus_lab.analysis.ablation import ablation_table, paper_table
 from focus_lab.analysis.breakdowns import Breakdown, read_breakdowns
 from focus_lab.analysis.confusion import ConfusionTable, confusion_table
+from focus_lab.analysis.elastic import compare_elastic, elastic_as_json, elastic_table, saving
 from focus_lab.analysis.figures import Plot, draw_plots
 from focus_lab.analysis.findings import Findings, exploratory, find
 from focus_lab.analysis.latex import as_float, as_latex
@@ -92,6 +93,7 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "findings": found,
         "exploratory": exploratory(comparison),
         "ablation": ablation_table(comparison),
+        "elastic": [(elastic_table(one), saving(one)) for one in compare_elastic(comparison)],
         "accuracy": tables.accuracy_table(comparison),
         "cost": tables.cost_table(comparison),
         "trials": tables.trials_table(record),
@@ -134,6 +136,7 @@ def _machine_text(record: ExperimentRecord, found: Findings) -> str:
         "exploratory": list(record.exploratory),
         "findings": {"answer": found.answer, "certainty": found.certainty},
         "cells": tables.cells_as_json(record),
+        "elastic": [elastic_as_json(one) for one in compare_elastic(compare(record))],
         "trials": [
             {
                 "id": trial.id,
