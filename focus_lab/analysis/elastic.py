@@ -117,8 +117,11 @@ def elastic_table(elastic: Elastic) -> Table:
         "decided?",
         "cell trained alone",
     )
-    caption = f"One training for every keep ratio ({q.printable(elastic.trained)}): AP read from it"
-    return Table(f"{caption} against one training a ratio", columns, tuple(rows), frozenset({0, 7}))
+    caption = (
+        f"One training for every keep ratio ({q.printable(elastic.trained)}): AP read from it "
+        "against one training a ratio"
+    )
+    return Table(caption, columns, tuple(rows), frozenset({0, 7, 8}))
 
 
 def saving(elastic: Elastic) -> str:
