@@ -209,6 +209,12 @@ def _unfinished(comparison: Comparison) -> list[str]:
             f"Every trial of {phrases.names(unranked)} that succeeded was stopped early, so "
             "nothing is ranked there: numbers of a shorter training are not compared."
         )
+    flattered = [cell for cell in comparison.cells if cell.name in named and cell.n]
+    if flattered:
+        sentences.append(
+            f"Some seeds of {phrases.names(flattered)} were stopped early: means there are those "
+            "of the seeds that went on because they did well, which flatters them."
+        )
     return sentences
 
 
