@@ -31,7 +31,7 @@ def class_plot(comparison: Comparison) -> str | None:
     }
     widest = sorted(aps, key=lambda name: (min(aps[name]) - max(aps[name]), name))[:MAX_CLASSES]
     ordered = sorted(widest, key=lambda name: (-float(np.mean(aps[name])), name))
-    legend = [q.printable(cell.name, marks.NAME_WIDTH) for cell in cells]
+    legend = q.distinct([cell.name for cell in cells], marks.NAME_WIDTH)
     columns = drawing.legend_columns(legend)
     height = 1.1 + 0.3 * max(3, len(ordered)) + 0.22 * math.ceil(len(legend) / columns)
     figure = drawing.new_figure(5.6, height)
@@ -98,7 +98,7 @@ def precision_plot(
         drawing.style(axes, x="recall" if last else "", y=f"precision at IoU {iou}")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.05)
-    labels = [q.printable(cells[n].name, marks.NAME_WIDTH) for n in shown]
+    labels = q.distinct([cells[number].name for number in shown], marks.NAME_WIDTH)
     handles = [marks.handle(number) for number in shown]
     drawing.legend(figure, handles, labels, drawing.legend_columns(labels))
     return drawing.to_svg(figure, "precision")

@@ -29,6 +29,7 @@ def test_a_trial_that_was_stopped_early_is_part_of_no_mean(make_record):
     assert "Of 4 trials 1 stopped early: listed below, and part of no mean." in answer
     # The seed that is left is not any seed.
     assert "Some seeds of a were stopped early" in answer
+    assert "1 of 4 trials were stopped early: not compared." in as_text(record)
 
 
 def test_a_cell_of_stopped_trials_is_not_ranked(make_record):
