@@ -11,18 +11,17 @@ from focus_lab.analysis import drawing, marks
 from focus_lab.analysis import quantities as q
 from focus_lab.analysis.breakdowns import Breakdown
 from focus_lab.analysis.drawing import INK
+from focus_lab.analysis.excerpt import excerpt
 from focus_lab.analysis.summary import Comparison
 
 MAX_CLASSES = 20
-MAX_CELLS = 7
-"""As many as there are colours: more could not be told apart."""
 _CLASS_AP = "coco/AP_class/"
 _IOUS = ("0.50", "0.75")
 
 
 def class_plot(comparison: Comparison) -> str | None:
     """AP of each class, a mark a cell: of many classes those on which the cells differ most."""
-    cells = comparison.measured[:MAX_CELLS]
+    cells = excerpt(comparison).shown
     names = {m for cell in cells for m in cell.values if m.startswith(_CLASS_AP)}
     if not names:
         return None
@@ -32,7 +31,7 @@ def class_plot(comparison: Comparison) -> str | None:
     }
     widest = sorted(aps, key=lambda name: (min(aps[name]) - max(aps[name]), name))[:MAX_CLASSES]
     ordered = sorted(widest, key=lambda name: (-float(np.mean(aps[name])), name))
-    legend = [q.printable(cell.name, marks.NAME_WIDTH) for cell in cells]
+    legend = q.distinct([cell.name for cell in cells], marks.NAME_WIDTH)
     columns = drawing.legend_columns(legend)
     height = 1.1 + 0.3 * max(3, len(ordered)) + 0.22 * math.ceil(len(legend) / columns)
     figure = drawing.new_figure(5.6, height)
@@ -64,10 +63,14 @@ def class_plot(comparison: Comparison) -> str | None:
 def precision_plot(
     comparison: Comparison, breakdowns: Mapping[str, Sequence[Breakdown]]
 ) -> str | None:
-    """Precision by recall at two IoU thresholds: mean over seeds, band from lowest to highest."""
+    """Precision by recall at two IoU thresholds: mean over seeds, band from lowest to highest.
+
+    Of many cells those of `excerpt`, in the same colours as in `class_plot`.
+    """
+    cells = excerpt(comparison).shown
     shown = {
         number: breakdowns[cell.name]
-        for number, cell in enumerate(comparison.measured[:MAX_CELLS])
+        for number, cell in enumerate(cells)
         if cell.name in breakdowns
     }
     ious = [iou for iou in _IOUS if any(iou in one.precision for f in shown.values() for one in f)]
@@ -95,7 +98,7 @@ def precision_plot(
         drawing.style(axes, x="recall" if last else "", y=f"precision at IoU {iou}")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.03, 1.05)
-    labels = [q.printable(comparison.measured[n].name, marks.NAME_WIDTH) for n in shown]
+    labels = q.distinct([cells[number].name for number in shown], marks.NAME_WIDTH)
     handles = [marks.handle(number) for number in shown]
     drawing.legend(figure, handles, labels, drawing.legend_columns(labels))
     return drawing.to_svg(figure, "precision")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from focus_lab.analysis import class_plots, keep_ratio_plots, plots
 from focus_lab.analysis import quantities as q
 from focus_lab.analysis.breakdowns import Breakdown
+from focus_lab.analysis.excerpt import excerpt
 from focus_lab.analysis.summary import Comparison
 
 
@@ -33,6 +34,8 @@ def draw_plots(comparison: Comparison, breakdowns: Mapping[str, Sequence[Breakdo
     several = any(cell.n > 1 for cell in comparison.cells)
     bars = " Bars are 95 % intervals over seeds." if several else " One seed: no intervals."
     band = "; the band runs from the lowest to the highest seed." if several else " (one seed)."
+    sentence = excerpt(comparison).sentence
+    few = f" {sentence}" if sentence else ""
     wanted = (
         (
             "pareto",
@@ -63,15 +66,15 @@ def draw_plots(comparison: Comparison, breakdowns: Mapping[str, Sequence[Breakdo
         (
             "classes",
             "AP by class",
-            f"At most {class_plots.MAX_CLASSES} classes, those on which the cells differ most, and "
-            f"{class_plots.MAX_CELLS} cells; all are in cells.csv." + bars,
+            f"At most {class_plots.MAX_CLASSES} classes, those on which the cells differ most; all "
+            f"are in cells.csv.{few}" + bars,
             class_plots.class_plot(comparison),
         ),
         (
             "precision",
             "Precision by recall",
             "Mean over the classes that have boxes, of pycocotools' interpolated precision at 101 "
-            "recalls; the last epoch, means over seeds" + band,
+            "recalls; the last epoch, means over seeds" + band + few,
             class_plots.precision_plot(comparison, breakdowns),
         ),
         (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from focus_lab.analysis import phrases
 from focus_lab.analysis import quantities as q
 from focus_lab.analysis.certainty import certainty
+from focus_lab.analysis.elastic import compare_elastic, verdict
 from focus_lab.analysis.phrases import with_interval
 from focus_lab.analysis.summary import CellSummary, Comparison
 
@@ -178,9 +179,11 @@ def _read(comparison: Comparison) -> list[str]:
     for cell in comparison.measured:
         if cell.record.read_from is not None:
             groups.setdefault(cell.record.read_from, []).append(cell)
+    compared = {one.trained: verdict(one) for one in compare_elastic(comparison)}
+    unknown = "cells that were each trained at their own ratio may differ"
     return [
         f"{phrases.names(cells)} are the weights of one training a seed ({q.printable(trained)}), "
-        "read at several keep ratios: cells that were each trained at their own ratio may differ."
+        f"read at several keep ratios: {compared.get(trained, unknown)}."
         for trained, cells in groups.items()
     ]
 
@@ -205,6 +208,12 @@ def _unfinished(comparison: Comparison) -> list[str]:
         sentences.append(
             f"Every trial of {phrases.names(unranked)} that succeeded was stopped early, so "
             "nothing is ranked there: numbers of a shorter training are not compared."
+        )
+    flattered = [cell for cell in comparison.cells if cell.name in named and cell.n]
+    if flattered:
+        sentences.append(
+            f"Some seeds of {phrases.names(flattered)} were stopped early: means there are those "
+            "of the seeds that went on because they did well, which flatters them."
         )
     return sentences
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from focus_lab.analysis import quantities as q
+from focus_lab.analysis.excerpt import excerpt
 from focus_lab.analysis.overlays import (
     Tile,
     abbreviated,
@@ -17,11 +18,10 @@ from focus_lab.analysis.overlays import (
     layer_tile,
     truth_tile,
 )
-from focus_lab.analysis.records import ExperimentRecord
 from focus_lab.analysis.samples import Samples, read_samples
+from focus_lab.analysis.summary import Comparison
 
 MAX_IMAGES = 4
-MAX_CELLS = 8
 LAYER_IMAGES = 2
 """Images that are shown layer by layer: each has a picture a cell and layer."""
 MAX_LAYERS = 6
@@ -46,12 +46,13 @@ class Pictures:
     """Of the first images."""
     legend: tuple[tuple[str, str, str], ...] = ()
     """(class name, abbreviated, colour) of the classes that appear."""
-    left_out: tuple[str, ...] = ()
-    """Cells that have samples but no room."""
+    excerpt: str = ""
+    """Which cells are shown, in a sentence; empty when all that have samples are."""
 
 
-def draw_pictures(record: ExperimentRecord) -> Pictures:
+def draw_pictures(comparison: Comparison) -> Pictures:
     """The same validation images in every cell, from each cell's first seed that has samples."""
+    record = comparison.record
     found: dict[str, tuple[int, Samples]] = {}
     for cell in record.cells:
         for trial in record.trials_of(cell.name):
@@ -61,7 +62,8 @@ def draw_pictures(record: ExperimentRecord) -> Pictures:
                 break
     if not found:
         return Pictures()
-    shown, left_out = list(found)[:MAX_CELLS], list(found)[MAX_CELLS:]
+    cells = excerpt(comparison, found)
+    shown = [cell.name for cell in cells.shown]
     first = found[shown[0]][1]
     chosen = _spread(_common_ids([found[name][1] for name in shown]))
     rows = []
@@ -87,7 +89,7 @@ def draw_pictures(record: ExperimentRecord) -> Pictures:
             (class_name(first.class_names, n), abbreviated(first.class_names, n), class_colour(n))
             for n in sorted(labels)
         ),
-        tuple(q.printable(name) for name in left_out),
+        cells.sentence,
     )
 
 

@@ -75,9 +75,10 @@ def pareto_plot(comparison: Comparison) -> str | None:
     marks.zero_floor(axes, vertical)
     known = comparison.chances.front if comparison.chances else {}
     names = [
-        q.printable(cell.name, marks.NAME_WIDTH)
-        + (f" ({q.percent(known[cell.name])})" if cell.name in known else "")
-        for cell, _, _ in placed
+        short + (f" ({q.percent(known[cell.name])})" if cell.name in known else "")
+        for short, (cell, _, _) in zip(
+            q.distinct([cell.name for cell, _, _ in placed], marks.NAME_WIDTH), placed, strict=True
+        )
     ]
     drawing.place_labels(axes, [(x.mean, y.mean) for _, x, y in placed], names, busy)
     return drawing.to_svg(figure, "pareto")
@@ -98,13 +99,14 @@ def curves_plot(comparison: Comparison) -> str | None:
         ]
         if any(drawn):
             handles.append(marks.handle(number, 4))
-            labels.append(q.printable(cell.name, marks.NAME_WIDTH))
+            labels.append(cell.name)
     if not handles:
         return None
     drawing.style(upper, x="", y="training loss")
     drawing.style(lower, x="epoch", y="COCO AP")
     lower.xaxis.get_major_locator().set_params(integer=True)
     marks.zero_floor(lower, "coco/AP")
+    labels = q.distinct(labels, marks.NAME_WIDTH)
     drawing.legend(figure, handles, labels, drawing.legend_columns(labels))
     return drawing.to_svg(figure, "curves")
 
@@ -136,7 +138,7 @@ def cost_plot(comparison: Comparison) -> str | None:
             color=INK,
         )
     drawing.style(axes, x="GFLOPs of one image (2 per MAC)", y="")
-    names = [q.printable(cell.name, 24) for cell in cells]
+    names = q.distinct([cell.name for cell in cells], 24)
     axes.set_yticks(rows, names, parse_math=False)
     axes.invert_yaxis()
     axes.grid(False)

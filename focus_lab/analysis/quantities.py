@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Sequence
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -29,6 +31,8 @@ _LABELS = {
     "train/images_per_second": "training images/s",
     "loss/total": "loss",
 }
+_AXIS = re.compile(r"(?<![^,])[^,=]+=")
+"""What stands before a value in the name of a point of the axes."""
 _SHARES = (
     "tokens/kept_share",
     "tokens/foreground_share",
@@ -137,6 +141,16 @@ def printable(name: str, width: int | None = None) -> str:
         half = (width - 1) // 2
         clean = f"{clean[: width - 1 - half]}…{clean[-half:]}"
     return clean or "unnamed"
+
+
+def distinct(names: Sequence[str], width: int) -> list[str]:
+    """Names cut to `width` characters so that they can still be told apart, if that is possible.
+
+    Points of several axes (`a=1,b=2,c=3`) are alike at both ends: of these the values remain.
+    """
+    cut = [printable(name, width) for name in names]
+    values = [printable(_AXIS.sub("", name), width) for name in names]
+    return values if len(set(values)) > len(set(cut)) else cut
 
 
 def _magnitude(value: float) -> str:

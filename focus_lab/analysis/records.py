@@ -20,6 +20,9 @@ class CellRecord:
     """Mean over the layers: keep_ratio x mean(cascade), the number that the paper prints."""
     read_from: str | None = None
     """The cell that was trained, when this one is its weights at another keep ratio."""
+    alone: str | None = None
+    """The cell that was trained at this keep ratio alone and is otherwise the same, when this one
+    was read from an elastic training."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from focus_lab.analysis import quantities as q
 from focus_lab.analysis.ablation import ablation_table, paper_table
 from focus_lab.analysis.breakdowns import Breakdown, read_breakdowns
 from focus_lab.analysis.confusion import ConfusionTable, confusion_table
+from focus_lab.analysis.elastic import compare_elastic, elastic_as_json, elastic_table, saving
+from focus_lab.analysis.excerpt import excerpt
 from focus_lab.analysis.figures import Plot, draw_plots
 from focus_lab.analysis.findings import Findings, exploratory, find
 from focus_lab.analysis.latex import as_float, as_latex
@@ -33,8 +35,6 @@ MACHINE = "report.json"
 TERMINAL = "report.txt"
 PLOTS = "plots"
 TABLES = "tables"
-MAX_CONFUSIONS = 8
-"""Cells whose confusion is shown: the baseline first, then in the design's order."""
 
 
 def write_report(record: ExperimentRecord, folder: Path) -> Path:
@@ -58,8 +58,9 @@ def write_report(record: ExperimentRecord, folder: Path) -> Path:
     breakdowns = read_breakdowns(record)
     drawn = draw_plots(comparison, breakdowns)
     context = _context(comparison, found, drawn) | {
-        "pictures": pictures.draw_pictures(record),
+        "pictures": pictures.draw_pictures(comparison),
         "confusions": _confusions(comparison, breakdowns),
+        "confusions_excerpt": excerpt(comparison, breakdowns).sentence,
     }
     (folder / PLOTS).mkdir(parents=True, exist_ok=True)
     (folder / TABLES).mkdir(exist_ok=True)
@@ -92,6 +93,7 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "findings": found,
         "exploratory": exploratory(comparison),
         "ablation": ablation_table(comparison),
+        "elastic": [(elastic_table(one), saving(one)) for one in compare_elastic(comparison)],
         "accuracy": tables.accuracy_table(comparison),
         "cost": tables.cost_table(comparison),
         "trials": tables.trials_table(record),
@@ -104,7 +106,6 @@ def _context(comparison: Comparison, found: Findings, drawn: list[Plot]) -> dict
         "facts": {str(name): _fact(value) for name, value in record.facts.items()},
         "spec": json.dumps(_finite(record.spec), indent=2, ensure_ascii=False, default=str),
         "threshold": overlays.SCORE_THRESHOLD,
-        "max_cells": pictures.MAX_CELLS,
     }
 
 
@@ -112,9 +113,9 @@ def _confusions(
     comparison: Comparison, breakdowns: dict[str, list[Breakdown]]
 ) -> list[ConfusionTable]:
     """The baseline's first."""
-    baseline = comparison.baseline.name if comparison.baseline else ""
-    ordered = sorted(breakdowns, key=lambda name: name != baseline)[:MAX_CONFUSIONS]
-    return [confusion_table(name, breakdowns[name]) for name in ordered]
+    shown = excerpt(comparison, breakdowns).shown
+    ordered = sorted(shown, key=lambda cell: cell is not comparison.baseline)
+    return [confusion_table(cell.name, breakdowns[cell.name]) for cell in ordered]
 
 
 def _objectives(comparison: Comparison) -> str:
@@ -134,6 +135,7 @@ def _machine_text(record: ExperimentRecord, found: Findings) -> str:
         "exploratory": list(record.exploratory),
         "findings": {"answer": found.answer, "certainty": found.certainty},
         "cells": tables.cells_as_json(record),
+        "elastic": [elastic_as_json(one) for one in compare_elastic(compare(record))],
         "trials": [
             {
                 "id": trial.id,

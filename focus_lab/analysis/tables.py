@@ -187,6 +187,9 @@ def as_text(record: ExperimentRecord) -> str:
             break
     if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
         lines.append("One seed decides nothing: the order of the cells may change with another.")
+    stopped = sum(record.stopped_before(trial) is not None for trial in record.trials)
+    if stopped:
+        lines.append(f"{stopped} of {len(record.trials)} trials were stopped early: not compared.")
     if record.exploratory:
         lines.append("Exploratory: the report says why this confirms nothing.")
     return "\n".join(lines)
@@ -195,9 +198,10 @@ def as_text(record: ExperimentRecord) -> str:
 def _lines(comparison: Comparison, name_width: int) -> list[str]:
     columns = ("cell", "keep", "mean", "n", "AP", "difference to baseline", "AP50", "recall",
                "GFLOPs", "ms", "front")  # fmt: skip
+    names = q.distinct([cell.name for cell in comparison.cells], name_width)
     rows = [
         (
-            q.printable(cell.name, name_width),
+            name,
             q.ratio_of_tokens(cell.record.keep_ratio),
             q.ratio_of_tokens(cell.record.mean_keep_ratio),
             str(cell.n),
@@ -217,7 +221,7 @@ def _lines(comparison: Comparison, name_width: int) -> list[str]:
             value(cell, "cost/latency_ms"),
             front_text(cell),
         )
-        for cell in comparison.cells
+        for name, cell in zip(names, comparison.cells, strict=True)
     ]
     return _aligned([columns, *rows])
 

@@ -116,11 +116,12 @@ def promote(
     from focus_lab.lab.promotion import promote as promote_trial
 
     with open_lab(out_dir, store, tracking_uri, create=False) as lab:
-        version = promote_trial(lab, name, cell, seed, model, alias)
+        promoted = promote_trial(lab, name, cell, seed, model, alias)
     if as_json:
-        print_json({"model": model, "version": version, "alias": alias})
+        print_json({"model": model, "alias": alias, **vars(promoted)})
         return
-    out.print(f"models:/{model}@{alias} is version {version}: {cell} of {name}")
+    out.print(f"models:/{model}@{alias} is version {promoted.version}: {cell} of {name}")
+    out.print(promoted.sentence)
 
 
 def _ratios(text: str | None) -> list[float]:

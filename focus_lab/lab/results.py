@@ -96,8 +96,10 @@ def _cells(experiment: Experiment, trials: list[Trial]) -> tuple[CellRecord, ...
     baseline = experiment.spec.get("sweep", {}).get("baseline")
     base = {part: experiment.spec[part] for part in ("model", "data", "training")}
     cells: dict[str, CellRecord] = {}
+    designed: dict[str, dict[str, Any]] = {}
     for trial in trials:
         for name, spec, overrides in _designed(trial):
+            designed[name] = spec
             selection = TokenSelection.model_validate(spec["model"]["token_selection"])
             same = all(spec[part] == base[part] for part in base)
             cells[name] = CellRecord(
@@ -108,7 +110,25 @@ def _cells(experiment: Experiment, trials: list[Trial]) -> tuple[CellRecord, ...
                 mean_keep_ratio=selection.mean_keep_ratio,
                 read_from=None if name == trial.cell else trial.cell,
             )
-    return tuple(cells.values())
+    return tuple(
+        replace(cell, alone=_alone(designed[name], designed)) if cell.read_from else cell
+        for name, cell in cells.items()
+    )
+
+
+def _alone(spec: dict[str, Any], designed: dict[str, dict[str, Any]]) -> str | None:
+    """The cell whose training differs from an elastic one in having a single keep ratio."""
+    wanted = _but_elastic(spec)
+    for name, other in designed.items():
+        elastic = other["training"].get("elastic", {}).get("enabled", False)
+        if not elastic and _but_elastic(other) == wanted:
+            return name
+    return None
+
+
+def _but_elastic(spec: dict[str, Any]) -> dict[str, Any]:
+    training = {name: value for name, value in spec["training"].items() if name != "elastic"}
+    return {"model": spec["model"], "data": spec["data"], "training": training}
 
 
 def _designed(trial: Trial) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

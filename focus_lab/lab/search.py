@@ -29,6 +29,8 @@ class Told:
     """Its number in the grid, see `combination`."""
     values: tuple[float, ...] | None
     """A value an objective, in their order, means over seeds; None when it has no result."""
+    stopped: bool = False
+    """Whether a trial of it was stopped early: it has no values then."""
 
 
 def points_of(spec: ExperimentSpec, trials: Sequence[Trial]) -> dict[int, str]:
@@ -46,9 +48,17 @@ def points_of(spec: ExperimentSpec, trials: Sequence[Trial]) -> dict[int, str]:
 
 
 def told(spec: ExperimentSpec, points: dict[int, str], record: ExperimentRecord) -> list[Told]:
-    """What the points gave, as far as it is known."""
+    """What the points gave, as far as it is known.
+
+    One with a stopped trial has no values, even when other seeds of it came to their end: their
+    mean would be that of the lucky ones.
+    """
+    short = {trial.cell for trial in record.trials if record.stopped_before(trial) is not None}
     results = []
     for point, cell in points.items():
+        if cell in short:
+            results.append(Told(point, None, stopped=True))
+            continue
         trials = record.trials_of(cell)
         columns = [[trial.final(name) for trial in trials] for name in spec.objectives]
         known = [[value for value in column if value is not None] for column in columns]
@@ -99,10 +109,9 @@ def next_points(spec: ExperimentSpec, results: Sequence[Told]) -> list[int]:
             path: order.index(place) if (order := ranks[path]) is not None else place
             for path, place in zip(axes, places, strict=True)
         }
-        state = optuna.trial.TrialState
         study.add_trial(
             optuna.trial.create_trial(
-                state=state.COMPLETE if result.values else state.FAIL,
+                state=optuna.trial.TrialState[_state(result)],
                 params=params,
                 distributions=distributions,
                 values=result.values,
@@ -125,6 +134,19 @@ def next_points(spec: ExperimentSpec, results: Sequence[Told]) -> list[int]:
         seen.add(point)
         chosen.append(point)
     return chosen
+
+
+def _state(result: Told) -> str:
+    """What Optuna calls the state of a point.
+
+    TPE forgets what has failed and would ask for the neighbours of weak points again. Pruned ones
+    it ranks behind all complete ones, which is what early stopping has found out about them. It is
+    told no value of theirs: that of a shorter training compares with none, and to order pruned
+    trials by one Optuna asks for the study's only direction, which several objectives do not have.
+    """
+    if result.stopped:
+        return "PRUNED"
+    return "COMPLETE" if result.values else "FAIL"
 
 
 def _ranks(values: Sequence[object]) -> list[int] | None:

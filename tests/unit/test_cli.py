@@ -443,6 +443,35 @@ def test_from_a_sweep_to_its_curve(
 
 
 @pytest.mark.slow
+def test_a_sweep_beyond_its_budget_runs_only_when_asked_to(
+    run: Callable[..., Done], write: Callable[..., Path], tmp_path: Path
+) -> None:
+    home = tmp_path / "runs"
+    # Less than a second of training; two steps are enough to measure it.
+    spec = write(compute__budget_hours=1e-9)
+    words = ("sweep", spec, "--out", home, "--executor", "in-process")
+    refused = run(*words)
+    assert refused.code == 2
+    told = sentence(refused)
+    assert "error: compute.budget_hours: the trials may train for " in told
+    assert "got a budget of 1e-09" in told
+    assert "or add --over-budget" in told
+    assert not home.exists()
+
+    # A plan costs nothing: it is shown whatever the budget.
+    planned = run("plan", spec, "--json")
+    assert planned.code == 0
+    assert json.loads(planned.out)["trials"]
+    assert not home.exists()
+
+    done = run(*words, "--over-budget", "--json")
+    assert done.code == 0, done.err
+    assert [trial["status"] for trial in json.loads(done.out)["trials"]] == ["SUCCEEDED"]
+    # Finished, it still is beyond its budget: all of its trials count, done ones too.
+    assert run(*words).code == 2
+
+
+@pytest.mark.slow
 def test_a_sweep_whose_trials_fail_says_why(
     run: Callable[..., Done], write: Callable[..., Path], tmp_path: Path
 ) -> None:

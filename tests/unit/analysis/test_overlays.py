@@ -9,12 +9,13 @@ from focus_lab.analysis import overlays
 from focus_lab.analysis.overlays import LAYER_SIDE, TILE_SIDE, abbreviated
 from focus_lab.analysis.pictures import draw_pictures
 from focus_lab.analysis.samples import read_samples
+from focus_lab.analysis.summary import compare
 
 APS = {"a": {0: 0.2}, "base": {0: 0.3}}
 
 
 def test_every_cell_shows_the_same_image_beside_its_ground_truth(make_record, samples_folder):
-    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    pictures = draw_pictures(compare(make_record(APS, samples=samples_folder)))
     ((image_id, tiles),) = pictures.rows
     assert (image_id, [tile.title for tile in tiles]) == ("7", ["ground truth", "a", "base"])
     assert "1 ring" in tiles[1].alt  # the second detection's score is too low
@@ -24,7 +25,7 @@ def test_every_cell_shows_the_same_image_beside_its_ground_truth(make_record, sa
 
 
 def test_tiles_are_jpegs_that_are_not_too_large(make_record, samples_folder):
-    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    pictures = draw_pictures(compare(make_record(APS, samples=samples_folder)))
     for tile in pictures.rows[0][1]:
         with Image.open(io.BytesIO(tile.jpeg)) as opened:
             assert opened.format == "JPEG"
@@ -60,22 +61,22 @@ def test_the_depth_follows_the_valid_part_of_a_padded_image(samples_folder):
 )
 def test_broken_samples_cost_the_pictures_only(make_record, samples_folder, broken):
     (samples_folder / "samples.json").write_text(broken)
-    assert draw_pictures(make_record(APS, samples=samples_folder)).rows == ()
+    assert draw_pictures(compare(make_record(APS, samples=samples_folder))).rows == ()
 
 
 def test_a_missing_image_costs_its_row_only(make_record, samples_folder):
     (samples_folder / "7.jpg").write_bytes(b"no image")
-    assert draw_pictures(make_record(APS, samples=samples_folder)).rows == ()
+    assert draw_pictures(compare(make_record(APS, samples=samples_folder))).rows == ()
     (samples_folder / "7.jpg").unlink()
-    assert draw_pictures(make_record(APS, samples=samples_folder)).rows == ()
+    assert draw_pictures(compare(make_record(APS, samples=samples_folder))).rows == ()
 
 
 def test_no_samples_no_pictures(make_record):
-    assert draw_pictures(make_record(APS)).rows == ()
+    assert draw_pictures(compare(make_record(APS))).rows == ()
 
 
 def test_each_layer_has_a_picture_with_the_tokens_that_it_refines(make_record, samples_folder):
-    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    pictures = draw_pictures(compare(make_record(APS, samples=samples_folder)))
     (image,) = pictures.layers
     assert (image.image_id, [cell for cell, _ in image.rows]) == ("7", ["a", "base"])
     first, second = image.rows[0][1]
@@ -98,5 +99,5 @@ def test_classes_are_told_apart_by_letters_as_well_as_by_colour(make_record, sam
     names = ["shark", "starfish", "stingray", "fish", "star"]
     assert [abbreviated(names, n) for n in range(5)] == ["sh", "starf", "sti", "f", "star"]
     assert abbreviated(["a", "a"], 0) == "a"
-    pictures = draw_pictures(make_record(APS, samples=samples_folder))
+    pictures = draw_pictures(compare(make_record(APS, samples=samples_folder)))
     assert [entry[:2] for entry in pictures.legend] == [("ring", "r"), ("cross", "c")]

@@ -30,3 +30,18 @@ def test_names_are_made_printable_and_short():
 def test_a_field_that_many_parts_have_is_named_with_its_part():
     assert q.field("model.token_selection.keep_ratio") == "keep_ratio"
     assert q.field("model.dual_attention.enabled") == "dual_attention.enabled"
+
+
+def test_cut_names_can_still_be_told_apart():
+    names = [
+        f"keep_ratio={r},cascade=[1.0 {c}],num_tokens=30" for r in (0.1, 0.3) for c in (0.5, 1)
+    ]
+    assert len({q.printable(name, 24) for name in names}) < len(names)
+    assert q.distinct(names, 24) == ["0.1,[1.0 0.5],30", "0.1,[1.0 1],30", "0.3,[1.0 0.5],30",
+                                   "0.3,[1.0 1],30"]  # fmt: skip
+    # Not needed, or no help: names stay what they are.
+    assert q.distinct(names, 80) == names
+    assert q.distinct(["keep_ratio=0.1", "baseline"], 24) == ["keep_ratio=0.1", "baseline"]
+    same = ["a" * 30 + middle + "b" * 30 for middle in "xy"]
+    assert q.distinct(same, 24) == [q.printable(name, 24) for name in same]
+    assert q.distinct([], 24) == []

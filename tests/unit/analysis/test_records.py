@@ -27,6 +27,9 @@ def test_a_trial_that_was_stopped_early_is_part_of_no_mean(make_record):
     assert row[1:3] == ("stopped early", "1 of 2")
     answer = " ".join(find(compare(record)).answer)
     assert "Of 4 trials 1 stopped early: listed below, and part of no mean." in answer
+    # The seed that is left is not any seed.
+    assert "Some seeds of a were stopped early" in answer
+    assert "1 of 4 trials were stopped early: not compared." in as_text(record)
 
 
 def test_a_cell_of_stopped_trials_is_not_ranked(make_record):
@@ -38,6 +41,7 @@ def test_a_cell_of_stopped_trials_is_not_ranked(make_record):
     answer = " ".join(find(comparison).answer)
     assert answer.startswith("base reaches AP 0.300")
     assert "Every trial of a that succeeded was stopped early" in answer
+    assert "Some seeds" not in answer
 
 
 @pytest.mark.parametrize("overrides", [{"training.epochs": 1}, {"training": {"epochs": 1}}])

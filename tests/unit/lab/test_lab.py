@@ -118,6 +118,34 @@ def test_an_elastic_training_is_reported_at_every_ratio_of_its_axis(
     assert "are the weights of one training a seed (elastic)" in page
 
 
+def test_a_reading_knows_the_cell_that_was_trained_at_its_ratio_alone(
+    lab: Lab, tiny_experiment: MakeExperiment
+) -> None:
+    off = {"training.elastic.enabled": False}
+    spec = tiny_experiment(
+        training={"elastic": {"enabled": True, "distillation_weight": 0.5}},
+        sweep={
+            "axes": {RATIO: [0.2, 0.3, 0.5]},
+            "cells": {
+                "alone": off | {RATIO: 0.2},
+                "longer": off | {RATIO: 0.3, "training.epochs": 3},
+                "elastic too": {RATIO: 0.3},
+                "largest": off | {RATIO: 0.5},
+            },
+        },
+    )
+    lab.store.record(spec, plan(spec), lab.home / "tiny")
+    assert {cell.name: cell.alone for cell in lab.record("tiny").cells} == {
+        "elastic@0.2": "alone",
+        "elastic@0.3": None,
+        "elastic@0.5": "largest",
+        "alone": None,
+        "longer": None,
+        "elastic too": None,
+        "largest": None,
+    }
+
+
 def test_cells_may_be_run_one_by_one(lab: Lab, spec: ExperimentSpec) -> None:
     first, second = Counting(), Counting()
     sweep(lab, spec, first, cells=("keep_ratio=0.5",))

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +23,19 @@ from focus_lab.lab.executor import InProcessExecutor
 from focus_lab.lab.lab import Lab, open_lab
 from focus_lab.lab.mlflow_tracker import MlflowTracker
 from focus_lab.lab.progress import PlainProgress
-from focus_lab.lab.promotion import promote
+from focus_lab.lab.promotion import Promotion, promote
+from focus_lab.lab.store import Store
+from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.lab.ui import page_url
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
-from focus_lab.training.checkpoint import latest_path
-from focus_lab.training.folder import checkpoint_folder
+from focus_lab.training.checkpoint import latest_path, load, write
+from focus_lab.training.folder import BEST, checkpoint_folder
 from focus_lab.training.prediction import Predictor
 
 pytestmark = pytest.mark.slow  # trains, and opens an MLflow store
 
+EPOCH_TAGS = ("epoch", "ap", "reported_epoch", "reported_ap")
 LOADED_ELSEWHERE = """
 import json, sys
 import mlflow
@@ -79,13 +83,19 @@ def png(seed: int = 0) -> bytes:
 def test_a_promoted_trial_is_loaded_and_served_and_detects_what_its_weights_do(
     lab: Lab, home: Path
 ) -> None:
-    assert promote(lab, "tiny", "elastic@0.5", None, "detector", "champion") == "1"
-    assert promote(lab, "tiny", "elastic@0.2", 1, "detector", "cheap") == "2"
+    assert promote(lab, "tiny", "elastic@0.5", None, "detector", "champion").version == "1"
+    cheap = promote(lab, "tiny", "elastic@0.2", 1, "detector", "cheap")
+    assert cheap.version == "2"
     tracker = lab.tracker
     assert isinstance(tracker, MlflowTracker)
     version = tracker._client.get_model_version_by_alias("detector", "cheap")
     assert version.tags["focus_lab.cell"] == "elastic@0.2"
     assert version.tags["focus_lab.seed"] == "1"
+    # One epoch, so the best is the last; its AP is that at the ratio that was promoted.
+    record = lab.record("tiny")
+    shown = next(t for t in record.trials_of("elastic@0.2") if t.seed == 1).final("coco/AP")
+    assert (cheap.epoch, cheap.ap, cheap.reported_ap) == (1, shown, shown)
+    assert version.tags["focus_lab.ap"] == repr(shown)
     # Elsewhere, without this repository on the path: the model brings its code along.
     done = subprocess.run(
         [sys.executable, "-c", LOADED_ELSEWHERE, tracker.uri, "models:/detector@champion",
@@ -109,6 +119,44 @@ def test_a_promoted_trial_is_loaded_and_served_and_detects_what_its_weights_do(
     np.testing.assert_allclose(answer["boxes_xyxy"], expected.boxes_xyxy.numpy(), atol=1e-2)
     assert set(answer["labels"]) <= set(predictor.class_names)
     assert len(answer["labels"]) == len(expected.labels) > 0
+
+
+def test_a_version_says_which_epoch_it_is_and_what_the_report_shows_instead(
+    tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    spec = tiny_experiment(
+        training={"epochs": 2, "elastic": {"enabled": True}},
+        data={"image_size": [64, 64]},
+        sweep={"axes": {"model.token_selection.keep_ratio": [0.2, 0.5]}},
+    )
+    store, tracker = Store(f"sqlite:///{tmp_path / 'lab.db'}"), MemoryTracker()
+    lab = Lab(store, tracker, tmp_path)
+    lab.sweep(spec, plan(spec), InProcessExecutor(), PlainProgress(Console(quiet=True)))
+    [folder] = (tmp_path / "tiny" / "trials").iterdir()
+    last = latest_path(checkpoint_folder(folder))
+    assert last is not None
+    best = replace(load(last), epoch=1, history=[(1, {"coco/AP": 0.75})])
+    write(best, checkpoint_folder(folder) / BEST)
+    run = tracker.runs[str(store.trials(store.experiment("tiny").id)[0].tracking_run_id)]
+    run.curves |= {"coco/AP": [(1, 0.75), (2, 0.5)], "at_0.2/coco/AP": [(2, 0.25)]}
+
+    found = promote(lab, "tiny", "elastic@0.5", None, "detector", "champion")
+    assert found == Promotion("1", 1, 0.75, 2, 0.5)
+    assert "epoch 1, the best one, AP 0.750; the report shows epoch 2, AP 0.500" in found.sentence
+    [(_, tags)] = tracker.models["detector"]
+    assert {name: tags[f"focus_lab.{name}"] for name in EPOCH_TAGS} == {
+        "epoch": "1", "ap": "0.75", "reported_epoch": "2", "reported_ap": "0.5",
+    }  # fmt: skip
+
+    cheap = promote(lab, "tiny", "elastic@0.2", None, "detector", "cheap")
+    assert cheap == Promotion("2", 1, None, 2, 0.25)
+    assert "at which this keep ratio was not evaluated" in cheap.sentence
+    assert tracker.models["detector"][1][1]["focus_lab.ap"] == "not measured"
+
+    (checkpoint_folder(folder) / BEST).unlink()
+    same = promote(lab, "tiny", "elastic@0.5", None, "detector", "champion")
+    assert same.sentence.startswith("weights of epoch 2, the last one, as in the report: AP ")
+    store.close()
 
 
 def test_what_cannot_be_promoted_is_said(lab: Lab) -> None:

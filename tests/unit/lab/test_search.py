@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from focus_lab.analysis.records import CellRecord, ExperimentRecord, TrialRecord
 from focus_lab.errors import SpecError
 from focus_lab.lab import lab as lab_module
 from focus_lab.lab.executor import Listener, TrialJob
 from focus_lab.lab.failure import Failure
 from focus_lab.lab.lab import Lab
 from focus_lab.lab.progress import PlainProgress
-from focus_lab.lab.search import Told, next_points
+from focus_lab.lab.search import Told, next_points, told
 from focus_lab.lab.store import Store
 from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.specs.experiment import ExperimentSpec
@@ -97,6 +98,64 @@ def test_points_without_a_result_are_not_asked_for_again() -> None:
     spec = experiment(samples=20, batch=20)
     chosen = next_points(spec, [Told(point, None) for point in range(0, 20, 2)])
     assert sorted(chosen) == list(range(1, 20, 2))
+
+
+def test_a_search_asks_seldom_for_neighbours_of_what_was_stopped_early() -> None:
+    """Stopped ones count as weak; failed ones as if they had never been."""
+
+    def share_of_weak(stopped: bool) -> float:
+        asked = []
+        for seed in range(20):
+            spec = experiment(samples=20, batch=1, seed=seed)
+            results = [Told(19, (1.0, 0.1)), *(Told(p, None, stopped) for p in range(0, 12, 2))]
+            asked += next_points(spec, results)
+        return sum(point % 2 == 0 for point in asked) / len(asked)
+
+    assert share_of_weak(stopped=True) < share_of_weak(stopped=False)
+
+
+@pytest.mark.parametrize(
+    "objectives", [{"coco/AP": "max"}, {"coco/AP": "max", "cost/gflops": "min"}]
+)
+def test_stopped_points_alone_do_not_break_a_search(objectives: dict[str, str]) -> None:
+    content = experiment(samples=20, batch=4).model_dump(mode="json") | {"objectives": objectives}
+    spec = ExperimentSpec.model_validate(content)
+    results = [Told(point, None, stopped=True) for point in range(16)]
+    assert sorted(next_points(spec, results)) == [16, 17, 18, 19]
+
+
+def test_a_point_with_a_stopped_trial_is_told_without_values() -> None:
+    """Also when another seed of it came to its end: the mean would be the lucky seeds'."""
+    spec = experiment(seeds=[0, 1], early_stopping={"kind": "asha"})
+    names = ("whole", "half", "stopped", "failed")
+    epochs = spec.training.epochs
+    until = {"whole": (epochs, epochs), "half": (epochs, 1), "stopped": (1, 1)}
+    trials = [
+        TrialRecord(
+            f"{name}{seed}",
+            name,
+            seed,
+            "SUCCEEDED" if name in until else "FAILED",
+            curves={
+                metric: [(epoch, 0.5 + seed) for epoch in range(1, until[name][seed] + 1)]
+                for metric in spec.objectives
+            }
+            if name in until
+            else {},
+        )
+        for name in names
+        for seed in (0, 1)
+    ]
+    cells = tuple(CellRecord(name, {}, False, 0.1, 0.1) for name in names)
+    record = ExperimentRecord(
+        "search", "", dict(spec.objectives), cells, tuple(trials), spec.model_dump(mode="json")
+    )
+    assert told(spec, dict(enumerate(names)), record) == [
+        Told(0, (1.0, 1.0)),
+        Told(1, None, stopped=True),
+        Told(2, None, stopped=True),
+        Told(3, None),
+    ]
 
 
 def test_more_samples_than_points_are_refused_and_trials_are_counted_ahead() -> None:
