@@ -22,6 +22,7 @@ from service.board import Board, look_through
 from service.feed import Feed
 from service.intake import Intake
 from service.settings import Settings
+from service.streams import Streams
 from service.submission import Costs
 
 _LOG_THREADS = 4
@@ -55,7 +56,11 @@ class State:
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
         self.costs = Costs()
-        self.log_threads, self.followers = CapacityLimiter(_LOG_THREADS), 0
+        self.log_threads = CapacityLimiter(_LOG_THREADS)
+        most = self.settings.max_streams
+        of_user = self.settings.max_streams_per_user if self.settings.auth else most
+        self.event_streams = Streams("events", most, of_user)
+        self.log_streams = Streams("log", most, of_user)
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
 

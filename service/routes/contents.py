@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
@@ -173,10 +174,20 @@ def logs(experiment: Id, state: Lab, _: Reader) -> models.LogList:
     return models.LogList(items=items)
 
 
+Follow = Annotated[bool, Query(description="Send what comes until the end.")]
+
+
+# Asynchronous, so that all are counted by one thread; left when the stream has ended.
+async def _room(state: Lab, principal: Reader, follow: Follow = False) -> AsyncIterator[None]:
+    with state.log_streams.place(principal.user) if follow else contextlib.nullcontext():
+        yield
+
+
 @router.get(
     "/experiments/{experiment}/log",
     response_class=PlainTextResponse,
     responses={200: {"description": "The log", "content": {"text/plain": {}}}},
+    dependencies=[Depends(_room)],
 )
 async def log(
     experiment: Id,
@@ -187,19 +198,14 @@ async def log(
         str | None, Query(max_length=200, description="Name of a trial; none: the driver's log.")
     ] = None,
     rank: Annotated[int, Query(ge=0, le=100_000, description="Worker of the trial.")] = 0,
-    follow: Annotated[bool, Query(description="Send what comes until the end.")] = False,
+    follow: Follow = False,
 ) -> Response:
     """The end of a log, up to a million bytes; with follow what comes later, too."""
-    if follow and state.followers >= state.settings.max_streams:
-        raise ProblemError(
-            503, "too-many-streams",
-            f"log: {state.settings.max_streams} are followed already; try again later",
-        )  # fmt: skip
     entry = await _read(state, state.queue.entry, experiment)
     stored = await _read(state, _stored, state, entry)
     if trial is None:
         if follow:
-            driver = _followed(state, _follow_driver(state, entry), is_valid)
+            driver = _followed(_follow_driver(state, entry), is_valid)
             return StreamingResponse(driver, media_type="text/plain")
         text = await _read(state, _driver_log, state, entry)
         return PlainTextResponse(text[-_TAIL:])
@@ -212,7 +218,7 @@ async def log(
             "/logs for those that there are",
         )  # fmt: skip
     if follow:
-        worker = _followed(state, _follow_file(state, entry, file), is_valid)
+        worker = _followed(_follow_file(state, entry, file), is_valid)
         return StreamingResponse(worker, media_type="text/plain")
     return PlainTextResponse(await _read(state, _tail, file))
 
@@ -270,18 +276,12 @@ async def _read(state: State, function: Callable[..., T], *arguments: Any) -> T:
     return await to_thread.run_sync(function, *arguments, limiter=state.log_threads)
 
 
-async def _followed(
-    state: State, text: AsyncIterator[str], is_valid: StillValid
-) -> AsyncIterator[str]:
-    """A stream that counts among those that are open, and ends with its token."""
-    state.followers += 1
-    try:
-        async for part in text:
-            if not await is_valid():
-                return
-            yield part
-    finally:
-        state.followers -= 1
+async def _followed(text: AsyncIterator[str], is_valid: StillValid) -> AsyncIterator[str]:
+    """A stream that ends with its token."""
+    async for part in text:
+        if not await is_valid():
+            return
+        yield part
 
 
 async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -154,18 +155,20 @@ def test_only_so_many_logs_are_followed_at_once(
 ) -> None:
     client.post("/experiments", json=spec("one"))
     url = "/experiments/one/log?follow=true"
-    state.followers = state.settings.max_streams
-    refused = client.get(url)
-    assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
-    assert client.get("/experiments/one/log").status_code == 200
-    state.followers -= 1
+    with contextlib.ExitStack() as others:
+        for _ in range(state.settings.max_streams):
+            others.enter_context(state.log_streams.place("ann"))
+        refused = client.get(url)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
+        assert client.get("/experiments/one/log").status_code == 200
     client.post("/experiments/one/cancel")
     assert client.get(url).status_code == 200
-    # Whoever has gone makes room.
-    assert state.followers == state.settings.max_streams - 1
+    # Whoever has gone, or was refused, makes room.
+    assert client.get(url + "&trial=nope").status_code == 404
+    assert state.log_streams.open == 0
 
 
-def test_a_followed_log_ends_with_its_token(state: State) -> None:
+def test_a_followed_log_ends_with_its_token() -> None:
     async def said() -> AsyncIterator[str]:
         for number in range(5):
             yield f"line {number}\n"
@@ -176,7 +179,6 @@ def test_a_followed_log_ends_with_its_token(state: State) -> None:
         return next(checks)
 
     async def read() -> list[str]:
-        return [part async for part in contents._followed(state, said(), is_valid)]
+        return [part async for part in contents._followed(said(), is_valid)]
 
     assert asyncio.run(read()) == ["line 0\n", "line 1\n"]
-    assert state.followers == 0

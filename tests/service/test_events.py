@@ -14,6 +14,7 @@ from focus_lab.lab.queue.events import Cursor, Event
 from focus_lab.lab.queue.states import Action
 from service.feed import Feed
 from service.state import State
+from service.streams import Streams
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -159,6 +160,6 @@ def test_a_stream_is_refused_before_it_begins(client: TestClient, spec: Spec) ->
 
 def test_streams_are_limited(client: TestClient, spec: Spec, state: State) -> None:
     client.post("/experiments", json=spec("one"))
-    object.__setattr__(state, "settings", state.settings.model_copy(update={"max_streams": 0}))
+    state.event_streams = Streams("events", 0, 0)
     answer = client.get("/experiments/one/events")
     assert (answer.status_code, answer.json()["code"]) == (503, "too-many-streams")
