@@ -22,6 +22,7 @@ from focus_lab.lab.database import Database
 from focus_lab.lab.embedded_ray import EmbeddedRay
 from focus_lab.lab.lab import artifact_root, embedded_tracking_uri, store_url
 from focus_lab.lab.lease import new_owner
+from focus_lab.lab.log_lines import configure_logs
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
@@ -248,27 +249,6 @@ def check_port(host: str, port: int) -> None:
             f"--port: cannot listen on {host}:{port}, got {error.strerror or error}; end what "
             "listens there, or choose another port"
         ) from None
-
-
-def configure_logs() -> None:
-    """JSON lines for machines, short lines on a terminal."""
-    shown: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    if sys.stderr.isatty():
-        # Without the values of variables, which structlog would add: some are tokens.
-        plain = structlog.dev.plain_traceback
-        shown[-1:] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
-    else:
-        shown.append(structlog.processors.JSONRenderer())
-    structlog.configure(
-        processors=shown,
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 class _Server(uvicorn.Server):

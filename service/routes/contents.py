@@ -16,6 +16,7 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response, Streami
 
 from focus_lab.client import models
 from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.log_lines import readable
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import JobsUnreachableError
 from focus_lab.lab.store import Experiment
@@ -266,7 +267,7 @@ def _driver_log(state: State, entry: Entry) -> str:
     # Of attempts before the newest only the end matters: why they ended.
     parts = []
     for number in range(max(1, entry.attempt - 4), entry.attempt + 1):
-        text = state.jobs.logs(f"{entry.id}-{number}")
+        text = readable(state.jobs.logs(f"{entry.id}-{number}"))
         parts.append(f"--- attempt {number}\n{text}")
     return "\n".join(parts)
 
