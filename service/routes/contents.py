@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 
 from focus_lab.client import models
@@ -23,6 +23,7 @@ from focus_lab.lab.store import Experiment
 from focus_lab.lab.tracking import MissingRunError
 from focus_lab.lab.trial_log import LOGS
 from service import views
+from service.accept import preferred
 from service.auth import Reader, StillValid
 from service.guard import REPORT_CSP
 from service.problems import ProblemError, declared
@@ -43,6 +44,16 @@ REPORTS = {
     "tex": "tables/paper.tex",
 }
 """Form of a report -> file in an experiment's folder `report`."""
+Form = Literal["html", "md", "json", "txt", "csv", "tex"]
+_KINDS: dict[Form, str] = {
+    "html": "text/html",
+    "md": "text/markdown",
+    "json": "application/json",
+    "txt": "text/plain",
+    "csv": "text/csv",
+    "tex": "text/x-tex",
+}
+"""Form of a report -> media type; the first is for whoever takes any."""
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
 _ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
@@ -85,14 +96,21 @@ def curves(
 @router.get(
     "/experiments/{experiment}/report",
     response_class=Response,
-    responses={
+    responses=declared(406)
+    | {
         200: {
             "description": "The report",
             "content": {
-                kind: {"schema": {"type": "string"}}
-                for kind in ("text/html", "text/markdown", "text/plain", "text/csv", "text/x-tex")
-            }
-            | {"application/json": {"schema": {"type": "object"}}},
+                kind: {"schema": {"type": "object" if form == "json" else "string"}}
+                for form, kind in _KINDS.items()
+            },
+            "headers": {
+                "Vary": {
+                    "description": "Accept, where `format` was not given.",
+                    "schema": {"type": "string"},
+                    "required": False,
+                }
+            },
         }
     },
 )
@@ -100,34 +118,37 @@ def report(
     experiment: Id,
     state: Lab,
     _: Reader,
-    request: Request,
+    accept: Annotated[
+        str | None, Header(description="Media types of the report, with q-values.")
+    ] = None,
     form: Annotated[
-        Literal["html", "md", "json", "txt", "csv", "tex"] | None,
+        Form | None,
         Query(alias="format", description="Otherwise by the Accept header."),
     ] = None,
 ) -> Response:
     """The report as it was written last: when an attempt ended."""
     stored = _stored(state, state.queue.entry(experiment))
-    accept = request.headers.get("accept", "")
-    chosen = form or (
-        "json" if "application/json" in accept else "md" if "text/markdown" in accept else "html"
-    )
+    # Whoever keeps the answer must know by what it was chosen, be it one or a refusal.
+    negotiated = {} if form else {"Vary": "Accept"}
+    liked = preferred(accept, list(_KINDS.values()))
+    if not (form or liked):
+        raise ProblemError(
+            406, "not-acceptable",
+            f"Accept: the report has none of these forms, got {str(accept)[:80]!r}; there are "
+            f"{', '.join(_KINDS.values())}; or choose one by ?format=",
+            negotiated,
+        )  # fmt: skip
+    chosen: Form = form or next(one for one, kind in _KINDS.items() if kind == liked)
     file = stored.folder / "report" / REPORTS[chosen]
     if not file.is_file():
         raise ProblemError(
             404, "no-report",
             f"experiment {stored.name}: has no report ({chosen}) yet; it is written when its "
             "trials have ended",
+            negotiated,
         )  # fmt: skip
-    kinds = {
-        "html": "text/html",
-        "md": "text/markdown",
-        "txt": "text/plain",
-        "csv": "text/csv",
-        "tex": "text/x-tex",
-    }
-    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"}
-    return FileResponse(file, media_type=kinds.get(chosen, "application/json"), headers=headers)
+    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"} | negotiated
+    return FileResponse(file, media_type=_KINDS[chosen], headers=headers)
 
 
 @router.get("/experiments/{experiment}/artifacts")

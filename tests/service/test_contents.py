@@ -55,6 +55,41 @@ def test_the_report_comes_in_every_form(client: TestClient, folder: Path) -> Non
     assert client.get("/experiments/one/report?format=exe").status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "text/html"),
+        ("", "text/html"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("text/html;q=0.5, application/json", "application/json"),
+        ("text/markdown;q=0.9, text/csv;q=0.91", "text/csv"),
+        ("text/*;q=0.3, text/html;q=0, application/json;q=0.1", "text/markdown"),
+        ("text/html;level=1; Q=0.2, TEXT/CSV ; q=0.3", "text/csv"),
+        ("*/*;q=0.1, text/x-tex", "text/x-tex"),
+        ("text/html;q=best, text/plain;q=7, nonsense, text/csv", "text/csv"),
+    ],
+)
+def test_the_report_comes_in_the_form_that_is_liked_best(
+    client: TestClient, folder: Path, accept: str, kind: str
+) -> None:
+    answer = client.get("/experiments/one/report", headers={"accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("accept", ["image/png", "*/*;q=0", "text/*;q=0, application/json;q=0.0"])
+def test_a_form_that_there_is_not_is_refused(client: TestClient, folder: Path, accept: str) -> None:
+    answer = client.get("/experiments/one/report", headers={"accept": accept})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not-acceptable")
+    assert answer.headers["vary"] == "Accept"
+    assert "text/markdown" in answer.json()["detail"]
+    # Whoever names a form gets it.
+    named = client.get("/experiments/one/report?format=md", headers={"accept": accept})
+    assert named.status_code == 200
+    assert "vary" not in named.headers
+
+
 def test_there_may_be_no_report_yet(client: TestClient, spec: Spec) -> None:
     client.post("/experiments", json=spec("two"))
     answer = client.get("/experiments/two/report")
