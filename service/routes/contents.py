@@ -138,7 +138,9 @@ def report(
             f"{', '.join(_KINDS.values())}; or choose one by ?format=",
             negotiated,
         )  # fmt: skip
-    chosen: Form = form or next(one for one, kind in _KINDS.items() if kind == liked)
+    chosen = (
+        form if form is not None else next(one for one, kind in _KINDS.items() if kind == liked)
+    )
     file = stored.folder / "report" / REPORTS[chosen]
     if not file.is_file():
         raise ProblemError(
