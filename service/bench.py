@@ -127,7 +127,7 @@ def host(url: str, port: int, folder: str) -> None:
         queue = Queue(opened.store, _POLICY)
         jobs, owner = MemoryJobs(), new_owner()
         dispatcher = Dispatcher(queue, jobs, Leadership(opened.store.database, owner), owner)
-        with contextlib.closing(Lookout(url, _POLICY)) as look:
+        with contextlib.closing(Lookout(url, lambda: _POLICY)) as look:
             app = create_app(State(settings, queue, jobs, MemoryTracker, look), dispatcher)
             uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
 

@@ -27,7 +27,7 @@ from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.leadership import Leadership
-from focus_lab.lab.queue.policy import load_policy
+from focus_lab.lab.queue.policy_file import PolicyFile
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.ray_jobs import RayJobs
 from focus_lab.lab.store import Store
@@ -72,7 +72,8 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         if mlflow_port:
             settings = stack.enter_context(mlflow_pages(settings, mlflow_port))
         queue = stack.enter_context(open_queue(settings))
-        look = stack.enter_context(contextlib.closing(Lookout(store_of(settings), queue.policy)))
+        look = Lookout(store_of(settings), lambda: queue.policy)
+        stack.enter_context(contextlib.closing(look))
         state = State(settings, queue, jobs, lambda: make_tracker(settings), look)
         dispatcher = None
         if settings.dispatch:
@@ -198,7 +199,9 @@ def open_queue(settings: Settings) -> Iterator[Queue]:
     url = store_of(settings)
     database = Database(url, connections=_CONNECTIONS)
     try:
-        yield Queue(Store(database), load_policy(settings.policy))
+        file = settings.policy
+        policy = PolicyFile(file, lambda text: log.warning("policy", text=text)) if file else None
+        yield Queue(Store(database), policy)
     finally:
         database.close()
 

@@ -49,7 +49,6 @@ class State:
 
     def __post_init__(self) -> None:
         database = self.queue.store.database
-        self.attempts = Attempts(database, self.queue.policy)
         self.events = EventLog(database)
         self.tokens = Tokens(database)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
@@ -63,6 +62,11 @@ class State:
         self.log_streams = Streams("log", most, of_user)
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
+
+    @property
+    def attempts(self) -> Attempts:
+        """The queue's attempts, by its policy of now."""
+        return Attempts(self.queue.store.database, self.queue.policy)
 
     @property
     def tracker(self) -> Tracker:

@@ -74,12 +74,18 @@ class Queue:
 
     Args:
         store: where experiments and trials are; the queue is in the same database.
-        policy: limits.
+        policy: limits, or what gives them as they are now.
     """
 
-    def __init__(self, store: Store, policy: Policy | None = None) -> None:
+    def __init__(self, store: Store, policy: Policy | Callable[[], Policy] | None = None) -> None:
         self.store, self._database = store, store.database
-        self.policy = policy or Policy()
+        given = Policy() if policy is None else policy
+        self._policy: Callable[[], Policy] = (lambda: given) if isinstance(given, Policy) else given
+
+    @property
+    def policy(self) -> Policy:
+        """Limits, as they are now."""
+        return self._policy()
 
     # What users do
 
