@@ -150,6 +150,20 @@ def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
     assert [e.data["version"] for e in seen + rest] == list(range(1, 11))
 
 
+def test_who_comes_while_the_service_ends_is_told_what_there_was(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+
+    async def listen() -> list[Event]:
+        feed = Feed(state.events)
+        await feed.close()
+        return await take(feed, 5, Cursor(), entry)
+
+    found = asyncio.run(asyncio.wait_for(listen(), 20))
+    assert [event.kind for event in found] == ["submitted"]
+
+
 def test_a_stream_is_refused_before_it_begins(client: TestClient, spec: Spec) -> None:
     client.post("/experiments", json=spec("one"))
     assert client.get("/experiments/nope/events").status_code == 404
