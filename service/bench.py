@@ -111,13 +111,14 @@ def host(url: str, port: int, folder: str) -> None:
     import uvicorn
 
     from focus_lab.lab.lease import new_owner
+    from focus_lab.lab.log_lines import configure_logs
     from focus_lab.lab.queue.dispatcher import Dispatcher
     from focus_lab.lab.queue.jobs import MemoryJobs
     from focus_lab.lab.queue.leadership import Leadership
     from focus_lab.lab.tracking import MemoryTracker
     from service.app import create_app
     from service.lookout import Lookout
-    from service.serve import configure_logs, open_queue
+    from service.serve import open_queue
     from service.settings import Settings
     from service.state import State
 
@@ -129,7 +130,7 @@ def host(url: str, port: int, folder: str) -> None:
         queue = Queue(opened.store, _POLICY)
         jobs, owner = MemoryJobs(), new_owner()
         dispatcher = Dispatcher(queue, jobs, Leadership(opened.store.database, owner), owner)
-        with contextlib.closing(Lookout(url, _POLICY)) as look:
+        with contextlib.closing(Lookout(url, lambda: _POLICY)) as look:
             app = create_app(State(settings, queue, jobs, MemoryTracker, look), dispatcher)
             uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
 

@@ -103,7 +103,8 @@ class Feed:
             after: the last event that is known; None for new ones only.
             experiment_id: of this experiment only.
         """
-        listener = _Listener(experiment_id)
+        # Who comes while the service ends is told what there was, and comes back for the rest.
+        listener = _Listener(experiment_id, lost=self._closing.is_set())
         self._listeners.add(listener)
         try:
             newest = await asyncio.to_thread(self._log.newest)

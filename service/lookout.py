@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO
 
 from focus_lab.errors import StoreError, StoreUnreachableError
@@ -32,12 +32,12 @@ class Lookout:
 
     Args:
         store: URL of the store.
-        policy: of the queue.
+        policy: gives the queue's as it is now.
     """
 
-    def __init__(self, store: str, policy: Policy) -> None:
-        # By its input: others on the machine can read the arguments of a command.
-        self._first = json.dumps({"store": store, "policy": policy.model_dump(mode="json")})
+    def __init__(self, store: str, policy: Callable[[], Policy]) -> None:
+        self._store, self._policy = store, policy
+        self._told: Policy | None = None
         self._process: subprocess.Popen[str] | None = None
 
     def __call__(self) -> Mapping[str, Place]:
@@ -65,6 +65,9 @@ class Lookout:
 
     def _asked(self) -> str:
         """A line of its answers; nothing if it has died."""
+        if self._told is not self._policy():
+            # The process goes by the policy that it was told when it began.
+            self.close()
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -83,7 +86,10 @@ class Lookout:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(_COMMAND, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdin is not None
-        self._process.stdin.write(self._first + "\n")
+        self._told = self._policy()
+        # By its input: others on the machine can read the arguments of a command.
+        first = {"store": self._store, "policy": self._told.model_dump(mode="json")}
+        self._process.stdin.write(json.dumps(first) + "\n")
         return self._process
 
 

@@ -23,6 +23,7 @@ from focus_lab.lab.queue.changes import NoEntryError
 from focus_lab.lab.queue.jobs import JobsUnreachableError
 from focus_lab.lab.queue.queue import (
     ActiveError,
+    ChangedError,
     KeyReusedError,
     NameTakenError,
     NotAllowedError,
@@ -59,6 +60,7 @@ _KINDS: dict[type[FocusLabError], tuple[int, str]] = {
     ActiveError: (409, "experiment-active"),
     NotAllowedError: (409, "not-allowed-now"),
     KeyReusedError: (409, "idempotency-key-reused"),
+    ChangedError: (412, "changed-meanwhile"),
     QuotaError: (429, "quota"),
     SpecError: (400, "spec-invalid"),
     DataError: (400, "data-unusable"),
@@ -77,6 +79,7 @@ TITLES = {
     405: "Not that way",
     406: "Not in that form",
     409: "Not now",
+    412: "Changed meanwhile",
     413: "Too large",
     415: "Not in that form",
     422: "The request has another shape",

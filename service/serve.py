@@ -22,11 +22,12 @@ from focus_lab.lab.database import Database
 from focus_lab.lab.embedded_ray import EmbeddedRay
 from focus_lab.lab.lab import artifact_root, embedded_tracking_uri, store_url
 from focus_lab.lab.lease import new_owner
+from focus_lab.lab.log_lines import configure_logs
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.leadership import Leadership
-from focus_lab.lab.queue.policy import load_policy
+from focus_lab.lab.queue.policy_file import PolicyFile
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.ray_jobs import RayJobs
 from focus_lab.lab.store import Store
@@ -71,7 +72,8 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         if mlflow_port:
             settings = stack.enter_context(mlflow_pages(settings, mlflow_port))
         queue = stack.enter_context(open_queue(settings))
-        look = stack.enter_context(contextlib.closing(Lookout(store_of(settings), queue.policy)))
+        look = Lookout(store_of(settings), lambda: queue.policy)
+        stack.enter_context(contextlib.closing(look))
         state = State(settings, queue, jobs, lambda: make_tracker(settings), look)
         dispatcher = None
         if settings.dispatch:
@@ -197,7 +199,9 @@ def open_queue(settings: Settings) -> Iterator[Queue]:
     url = store_of(settings)
     database = Database(url, connections=_CONNECTIONS)
     try:
-        yield Queue(Store(database), load_policy(settings.policy))
+        file = settings.policy
+        policy = PolicyFile(file, lambda text: log.warning("policy", text=text)) if file else None
+        yield Queue(Store(database), policy)
     finally:
         database.close()
 
@@ -248,27 +252,6 @@ def check_port(host: str, port: int) -> None:
             f"--port: cannot listen on {host}:{port}, got {error.strerror or error}; end what "
             "listens there, or choose another port"
         ) from None
-
-
-def configure_logs() -> None:
-    """JSON lines for machines, short lines on a terminal."""
-    shown: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    if sys.stderr.isatty():
-        # Without the values of variables, which structlog would add: some are tokens.
-        plain = structlog.dev.plain_traceback
-        shown[-1:] = [structlog.dev.ConsoleRenderer(exception_formatter=plain)]
-    else:
-        shown.append(structlog.processors.JSONRenderer())
-    structlog.configure(
-        processors=shown,
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 class _Server(uvicorn.Server):

@@ -54,4 +54,6 @@ class Settings(BaseSettings):
     burst: int = Field(default=200, gt=0)
     """Requests at once."""
     max_streams: int = Field(default=1000, gt=0)
-    """Open event streams."""
+    """Open streams of events, and as many followed logs."""
+    max_streams_per_user: int = Field(default=100, gt=0)
+    """Of one user; where requests need no token, everybody is one user, and this does not count."""

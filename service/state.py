@@ -22,6 +22,7 @@ from service.board import Board, look_through
 from service.feed import Feed
 from service.intake import Intake
 from service.settings import Settings
+from service.streams import Streams
 from service.submission import Costs
 
 _LOG_THREADS = 4
@@ -48,16 +49,24 @@ class State:
 
     def __post_init__(self) -> None:
         database = self.queue.store.database
-        self.attempts = Attempts(database, self.queue.policy)
         self.events = EventLog(database)
         self.tokens = Tokens(database)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
         self.costs = Costs()
-        self.log_threads, self.followers = CapacityLimiter(_LOG_THREADS), 0
+        self.log_threads = CapacityLimiter(_LOG_THREADS)
+        most = self.settings.max_streams
+        of_user = self.settings.max_streams_per_user if self.settings.auth else most
+        self.event_streams = Streams("events", most, of_user)
+        self.log_streams = Streams("log", most, of_user)
         self._tracker: Tracker | None = None
         self._making = threading.Lock()
+
+    @property
+    def attempts(self) -> Attempts:
+        """The queue's attempts, by its policy of now."""
+        return Attempts(self.queue.store.database, self.queue.policy)
 
     @property
     def tracker(self) -> Tracker:

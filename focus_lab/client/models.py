@@ -45,7 +45,7 @@ class Experiment(Answer):
     state: State
     priority: int
     version: int
-    """Rises with every change; also its ETag."""
+    """Rises with every change; in quotes an If-Match."""
     attempt: int
     """How often it was admitted."""
     trials: int

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
 
 from focus_lab.client import models
 from focus_lab.lab.driver import trial_folder
+from focus_lab.lab.log_lines import readable
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import JobsUnreachableError
 from focus_lab.lab.store import Experiment
 from focus_lab.lab.tracking import MissingRunError
 from focus_lab.lab.trial_log import LOGS
 from service import views
+from service.accept import preferred
 from service.auth import Reader, StillValid
 from service.guard import REPORT_CSP
 from service.problems import ProblemError, declared
@@ -41,6 +44,16 @@ REPORTS = {
     "tex": "tables/paper.tex",
 }
 """Form of a report -> file in an experiment's folder `report`."""
+Form = Literal["html", "md", "json", "txt", "csv", "tex"]
+_KINDS: dict[Form, str] = {
+    "html": "text/html",
+    "md": "text/markdown",
+    "json": "application/json",
+    "txt": "text/plain",
+    "csv": "text/csv",
+    "tex": "text/x-tex",
+}
+"""Form of a report -> media type; the first is for whoever takes any."""
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
 _ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
@@ -83,14 +96,21 @@ def curves(
 @router.get(
     "/experiments/{experiment}/report",
     response_class=Response,
-    responses={
+    responses=declared(406)
+    | {
         200: {
             "description": "The report",
             "content": {
-                kind: {"schema": {"type": "string"}}
-                for kind in ("text/html", "text/markdown", "text/plain", "text/csv", "text/x-tex")
-            }
-            | {"application/json": {"schema": {"type": "object"}}},
+                kind: {"schema": {"type": "object" if form == "json" else "string"}}
+                for form, kind in _KINDS.items()
+            },
+            "headers": {
+                "Vary": {
+                    "description": "Accept, where `format` was not given.",
+                    "schema": {"type": "string"},
+                    "required": False,
+                }
+            },
         }
     },
 )
@@ -98,17 +118,28 @@ def report(
     experiment: Id,
     state: Lab,
     _: Reader,
-    request: Request,
+    accept: Annotated[
+        str | None, Header(description="Media types of the report, with q-values.")
+    ] = None,
     form: Annotated[
-        Literal["html", "md", "json", "txt", "csv", "tex"] | None,
+        Form | None,
         Query(alias="format", description="Otherwise by the Accept header."),
     ] = None,
 ) -> Response:
     """The report as it was written last: when an attempt ended."""
     stored = _stored(state, state.queue.entry(experiment))
-    accept = request.headers.get("accept", "")
-    chosen = form or (
-        "json" if "application/json" in accept else "md" if "text/markdown" in accept else "html"
+    # Whoever keeps the answer must know by what it was chosen, be it one or a refusal.
+    negotiated = {} if form else {"Vary": "Accept"}
+    liked = preferred(accept, list(_KINDS.values()))
+    if not (form or liked):
+        raise ProblemError(
+            406, "not-acceptable",
+            f"Accept: the report has none of these forms, got {str(accept)[:80]!r}; there are "
+            f"{', '.join(_KINDS.values())}; or choose one by ?format=",
+            negotiated,
+        )  # fmt: skip
+    chosen = (
+        form if form is not None else next(one for one, kind in _KINDS.items() if kind == liked)
     )
     file = stored.folder / "report" / REPORTS[chosen]
     if not file.is_file():
@@ -116,16 +147,10 @@ def report(
             404, "no-report",
             f"experiment {stored.name}: has no report ({chosen}) yet; it is written when its "
             "trials have ended",
+            negotiated,
         )  # fmt: skip
-    kinds = {
-        "html": "text/html",
-        "md": "text/markdown",
-        "txt": "text/plain",
-        "csv": "text/csv",
-        "tex": "text/x-tex",
-    }
-    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"}
-    return FileResponse(file, media_type=kinds.get(chosen, "application/json"), headers=headers)
+    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"} | negotiated
+    return FileResponse(file, media_type=_KINDS[chosen], headers=headers)
 
 
 @router.get("/experiments/{experiment}/artifacts")
@@ -173,10 +198,20 @@ def logs(experiment: Id, state: Lab, _: Reader) -> models.LogList:
     return models.LogList(items=items)
 
 
+Follow = Annotated[bool, Query(description="Send what comes until the end.")]
+
+
+# Asynchronous, so that all are counted by one thread; left when the stream has ended.
+async def _room(state: Lab, principal: Reader, follow: Follow = False) -> AsyncIterator[None]:
+    with state.log_streams.place(principal.user) if follow else contextlib.nullcontext():
+        yield
+
+
 @router.get(
     "/experiments/{experiment}/log",
     response_class=PlainTextResponse,
     responses={200: {"description": "The log", "content": {"text/plain": {}}}},
+    dependencies=[Depends(_room)],
 )
 async def log(
     experiment: Id,
@@ -187,19 +222,14 @@ async def log(
         str | None, Query(max_length=200, description="Name of a trial; none: the driver's log.")
     ] = None,
     rank: Annotated[int, Query(ge=0, le=100_000, description="Worker of the trial.")] = 0,
-    follow: Annotated[bool, Query(description="Send what comes until the end.")] = False,
+    follow: Follow = False,
 ) -> Response:
     """The end of a log, up to a million bytes; with follow what comes later, too."""
-    if follow and state.followers >= state.settings.max_streams:
-        raise ProblemError(
-            503, "too-many-streams",
-            f"log: {state.settings.max_streams} are followed already; try again later",
-        )  # fmt: skip
     entry = await _read(state, state.queue.entry, experiment)
     stored = await _read(state, _stored, state, entry)
     if trial is None:
         if follow:
-            driver = _followed(state, _follow_driver(state, entry), is_valid)
+            driver = _followed(_follow_driver(state, entry), is_valid)
             return StreamingResponse(driver, media_type="text/plain")
         text = await _read(state, _driver_log, state, entry)
         return PlainTextResponse(text[-_TAIL:])
@@ -212,7 +242,7 @@ async def log(
             "/logs for those that there are",
         )  # fmt: skip
     if follow:
-        worker = _followed(state, _follow_file(state, entry, file), is_valid)
+        worker = _followed(_follow_file(state, entry, file), is_valid)
         return StreamingResponse(worker, media_type="text/plain")
     return PlainTextResponse(await _read(state, _tail, file))
 
@@ -260,7 +290,7 @@ def _driver_log(state: State, entry: Entry) -> str:
     # Of attempts before the newest only the end matters: why they ended.
     parts = []
     for number in range(max(1, entry.attempt - 4), entry.attempt + 1):
-        text = state.jobs.logs(f"{entry.id}-{number}")
+        text = readable(state.jobs.logs(f"{entry.id}-{number}"))
         parts.append(f"--- attempt {number}\n{text}")
     return "\n".join(parts)
 
@@ -270,18 +300,12 @@ async def _read(state: State, function: Callable[..., T], *arguments: Any) -> T:
     return await to_thread.run_sync(function, *arguments, limiter=state.log_threads)
 
 
-async def _followed(
-    state: State, text: AsyncIterator[str], is_valid: StillValid
-) -> AsyncIterator[str]:
-    """A stream that counts among those that are open, and ends with its token."""
-    state.followers += 1
-    try:
-        async for part in text:
-            if not await is_valid():
-                return
-            yield part
-    finally:
-        state.followers -= 1
+async def _followed(text: AsyncIterator[str], is_valid: StillValid) -> AsyncIterator[str]:
+    """A stream that ends with its token."""
+    async for part in text:
+        if not await is_valid():
+            return
+        yield part
 
 
 async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:

@@ -11,7 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from focus_lab.lab.queue.events import Cursor
 from service import views
 from service.auth import Reader, StillValid
-from service.problems import ProblemError, declared
+from service.problems import declared
 from service.routes.experiments import Id
 from service.state import State, state_of
 
@@ -38,13 +38,10 @@ def _place(last_event_id: LastEventId = None, after: After = None) -> Cursor | N
     return Cursor.parse(text) if text else None
 
 
-def _room(state: Lab, _: Reader) -> State:
-    if state.feed.listeners >= state.settings.max_streams:
-        raise ProblemError(
-            503, "too-many-streams",
-            f"events: {state.settings.max_streams} streams are open already; try again later",
-        )  # fmt: skip
-    return state
+# Asynchronous, so that all are counted by one thread; left when the stream has ended.
+async def _room(state: Lab, principal: Reader) -> AsyncIterator[State]:
+    with state.event_streams.place(principal.user):
+        yield state
 
 
 def _known(experiment: Id, state: Lab, _: Reader) -> str:

@@ -14,7 +14,7 @@ from focus_lab.lab.queue.states import Action, QueueState
 from focus_lab.lab.queue.submission import Submission
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
-from service import views
+from service import tags, views
 from service.auth import Principal, Reader, Writer
 from service.problems import ProblemError, declared
 from service.state import State, state_of
@@ -138,21 +138,42 @@ def cancel_several(body: models.BulkCancel, state: Lab, principal: Writer) -> mo
     return models.BulkAnswer(items=items)
 
 
-@router.get("/experiments/{experiment}", responses=declared(404, 422))
-def show(experiment: Id, state: Lab, _: Reader, response: Response) -> models.ExperimentDetail:
+_TAGGED = {"headers": {"ETag": {"schema": {"type": "string"}}}}
+
+
+@router.get(
+    "/experiments/{experiment}",
+    response_model=models.ExperimentDetail,
+    responses=declared(404, 422)
+    | {
+        200: {"description": "The experiment", **_TAGGED},
+        304: {"description": "You have it as it is", **_TAGGED},
+    },
+)
+def show(experiment: Id, state: Lab, _: Reader, if_none_match: tags.IfNoneMatch = None) -> Response:
     """One experiment; while it is queued with its position, and why it waits."""
     entry = state.queue.entry(experiment)
-    response.headers["ETag"] = f'"{entry.version}"'
-    return views.detail(state, entry)
+    body = views.detail(state, entry).model_dump_json().encode()
+    tag = tags.tag_of(entry.version, body)
+    # It may be kept, by whoever asked, and is asked for again each time.
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    if tags.has(tag, if_none_match):
+        return Response(None, 304, headers)
+    return Response(body, 200, headers, JSON_TYPE)
 
 
-@router.patch("/experiments/{experiment}", responses=declared(404, 409, 413, 422))
+@router.patch("/experiments/{experiment}", responses=declared(404, 409, 412, 413, 422))
 def set_priority(
-    experiment: Id, body: models.PriorityChange, state: Lab, principal: Writer
+    experiment: Id,
+    body: models.PriorityChange,
+    state: Lab,
+    principal: Writer,
+    if_match: tags.IfMatch = None,
 ) -> models.Experiment:
     """Move it forward or back in the queue."""
     principal.check_owns(state.queue.entry(experiment))
-    entry = state.queue.set_priority(experiment, body.priority, principal.user)
+    wanted = tags.versions(if_match)
+    entry = state.queue.set_priority(experiment, body.priority, principal.user, wanted)
     return views.experiment(state, entry)
 
 
@@ -162,10 +183,13 @@ def _action(action: Action, text: str) -> None:
         name=action.value,
         description=text,
         status_code=202,
-        responses=declared(404, 409, 413, 422),
+        responses=declared(404, 409, 412, 413, 422),
     )
-    def act(experiment: Id, state: Lab, principal: Writer) -> models.Experiment:
-        return views.experiment(state, _act(state, experiment, action, principal))
+    def act(
+        experiment: Id, state: Lab, principal: Writer, if_match: tags.IfMatch = None
+    ) -> models.Experiment:
+        wanted = tags.versions(if_match)
+        return views.experiment(state, _act(state, experiment, action, principal, wanted))
 
 
 _action(Action.CANCEL, "End it. What runs is stopped; what is done is kept.")
@@ -174,6 +198,12 @@ _action(Action.RESUME, "Queue a paused experiment again.")
 _action(Action.RETRY, "Queue a failed or cancelled experiment again; what succeeded is kept.")
 
 
-def _act(state: State, experiment: str, action: Action, principal: Principal) -> Entry:
+def _act(
+    state: State,
+    experiment: str,
+    action: Action,
+    principal: Principal,
+    versions: frozenset[int] | None = None,
+) -> Entry:
     principal.check_owns(state.queue.entry(experiment))
-    return state.queue.act(experiment, action, principal.user)
+    return state.queue.act(experiment, action, principal.user, versions)

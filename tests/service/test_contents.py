@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,41 @@ def test_the_report_comes_in_every_form(client: TestClient, folder: Path) -> Non
     as_json = client.get("/experiments/one/report", headers={"accept": "application/json"})
     assert as_json.json() == {}
     assert client.get("/experiments/one/report?format=exe").status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("*/*", "text/html"),
+        ("", "text/html"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("text/html;q=0.5, application/json", "application/json"),
+        ("text/markdown;q=0.9, text/csv;q=0.91", "text/csv"),
+        ("text/*;q=0.3, text/html;q=0, application/json;q=0.1", "text/markdown"),
+        ("text/html;level=1; Q=0.2, TEXT/CSV ; q=0.3", "text/csv"),
+        ("*/*;q=0.1, text/x-tex", "text/x-tex"),
+        ("text/html;q=best, text/plain;q=7, nonsense, text/csv", "text/csv"),
+    ],
+)
+def test_the_report_comes_in_the_form_that_is_liked_best(
+    client: TestClient, folder: Path, accept: str, kind: str
+) -> None:
+    answer = client.get("/experiments/one/report", headers={"accept": accept})
+    assert answer.headers["content-type"].partition(";")[0] == kind
+    assert answer.headers["vary"] == "Accept"
+
+
+@pytest.mark.parametrize("accept", ["image/png", "*/*;q=0", "text/*;q=0, application/json;q=0.0"])
+def test_a_form_that_there_is_not_is_refused(client: TestClient, folder: Path, accept: str) -> None:
+    answer = client.get("/experiments/one/report", headers={"accept": accept})
+    assert (answer.status_code, answer.json()["code"]) == (406, "not-acceptable")
+    assert answer.headers["vary"] == "Accept"
+    assert "text/markdown" in answer.json()["detail"]
+    # Whoever names a form gets it.
+    named = client.get("/experiments/one/report?format=md", headers={"accept": accept})
+    assert named.status_code == 200
+    assert "vary" not in named.headers
 
 
 def test_there_may_be_no_report_yet(client: TestClient, spec: Spec) -> None:
@@ -154,18 +190,20 @@ def test_only_so_many_logs_are_followed_at_once(
 ) -> None:
     client.post("/experiments", json=spec("one"))
     url = "/experiments/one/log?follow=true"
-    state.followers = state.settings.max_streams
-    refused = client.get(url)
-    assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
-    assert client.get("/experiments/one/log").status_code == 200
-    state.followers -= 1
+    with contextlib.ExitStack() as others:
+        for _ in range(state.settings.max_streams):
+            others.enter_context(state.log_streams.place("ann"))
+        refused = client.get(url)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too-many-streams")
+        assert client.get("/experiments/one/log").status_code == 200
     client.post("/experiments/one/cancel")
     assert client.get(url).status_code == 200
-    # Whoever has gone makes room.
-    assert state.followers == state.settings.max_streams - 1
+    # Whoever has gone, or was refused, makes room.
+    assert client.get(url + "&trial=nope").status_code == 404
+    assert state.log_streams.open == 0
 
 
-def test_a_followed_log_ends_with_its_token(state: State) -> None:
+def test_a_followed_log_ends_with_its_token() -> None:
     async def said() -> AsyncIterator[str]:
         for number in range(5):
             yield f"line {number}\n"
@@ -176,7 +214,6 @@ def test_a_followed_log_ends_with_its_token(state: State) -> None:
         return next(checks)
 
     async def read() -> list[str]:
-        return [part async for part in contents._followed(state, said(), is_valid)]
+        return [part async for part in contents._followed(said(), is_valid)]
 
     assert asyncio.run(read()) == ["line 0\n", "line 1\n"]
-    assert state.followers == 0

@@ -14,6 +14,7 @@ from focus_lab.lab.queue.events import Cursor, Event
 from focus_lab.lab.queue.states import Action
 from service.feed import Feed
 from service.state import State
+from service.streams import Streams
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -149,6 +150,20 @@ def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
     assert [e.data["version"] for e in seen + rest] == list(range(1, 11))
 
 
+def test_who_comes_while_the_service_ends_is_told_what_there_was(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+
+    async def listen() -> list[Event]:
+        feed = Feed(state.events)
+        await feed.close()
+        return await take(feed, 5, Cursor(), entry)
+
+    found = asyncio.run(asyncio.wait_for(listen(), 20))
+    assert [event.kind for event in found] == ["submitted"]
+
+
 def test_a_stream_is_refused_before_it_begins(client: TestClient, spec: Spec) -> None:
     client.post("/experiments", json=spec("one"))
     assert client.get("/experiments/nope/events").status_code == 404
@@ -159,6 +174,6 @@ def test_a_stream_is_refused_before_it_begins(client: TestClient, spec: Spec) ->
 
 def test_streams_are_limited(client: TestClient, spec: Spec, state: State) -> None:
     client.post("/experiments", json=spec("one"))
-    object.__setattr__(state, "settings", state.settings.model_copy(update={"max_streams": 0}))
+    state.event_streams = Streams("events", 0, 0)
     answer = client.get("/experiments/one/events")
     assert (answer.status_code, answer.json()["code"]) == (503, "too-many-streams")

@@ -1,6 +1,6 @@
 """Hostile bodies: every one is answered, quickly, in little memory, and never with a 5xx.
 
-FOCUS_LAB_FUZZ sets how many are tried.
+FOCUS_LAB_FUZZ sets how many are tried: 1,000 by default, in about half a minute.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_it_sees_what_is_seen_without_it_and_starts_again_when_it_has_died(
     queue: Queue, url: str
 ) -> None:
     there = look_through(queue, Attempts(queue.store.database, queue.policy))
-    with contextlib.closing(Lookout(url, queue.policy)) as look:
+    with contextlib.closing(Lookout(url, lambda: queue.policy)) as look:
         assert dict(look()) == there
         assert [place.position for place in there.values()] == [1, 2]
         process = look._process
@@ -53,6 +53,19 @@ def test_it_sees_what_is_seen_without_it_and_starts_again_when_it_has_died(
         again = look._process
     assert again is not None
     assert again.poll() == 0
+
+
+def test_it_goes_by_the_policy_of_now(queue: Queue, url: str) -> None:
+    policies = [Policy()]
+    with contextlib.closing(Lookout(url, lambda: policies[-1])) as look:
+        assert len(look()) == 2
+        before = look._process
+        assert before is not None
+        look()
+        assert look._process is before
+        policies.append(Policy(quotas={"default_user": {"running": 1}}))
+        assert len(look()) == 2
+        assert before.poll() == 0
 
 
 def test_a_store_that_fails_is_told(

@@ -21,6 +21,7 @@ from starlette.testclient import TestClient
 
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.tables import Base
+from focus_lab.lab.tokens import Scope
 from service.state import State
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,7 @@ _CHECKS = [
     response_schema_conformance,
 ]
 _NAMES = ("one", "two", "three")
+_MOMENT_S = 0.2
 _SETTINGS = settings(
     max_examples=20,
     deadline=None,
@@ -44,16 +46,26 @@ _SETTINGS = settings(
 
 
 @pytest.fixture
-def schema(app: FastAPI, spec: Callable[..., dict[str, Any]], dispatcher: Dispatcher) -> Any:
+def schema(
+    app: FastAPI,
+    spec: Callable[..., dict[str, Any]],
+    dispatcher: Dispatcher,
+    token: Callable[..., dict[str, str]],
+) -> Any:
     """The schema, of a service with experiments in several states."""
-    client = TestClient(app)
+    client = TestClient(app, headers=token("ann"))
     for name in _NAMES:
         client.post("/experiments", json=spec(name))
     client.post("/experiments/three/cancel")
     dispatcher.round()
-    found = schemathesis.openapi.from_asgi("/openapi.json", app)
-    # Streams do not end; they have tests of their own.
-    return found.exclude(path_regex="/events$|/log$")
+    return schemathesis.openapi.from_asgi("/openapi.json", app)
+
+
+def _bounded(case: Case) -> dict[str, Any]:
+    """How to call what would go on for ever: events for a moment, a log without following it."""
+    if case.path.endswith("/log") and "follow" in (case.query or {}):
+        case.query["follow"] = "false"
+    return {"timeout": _MOMENT_S} if case.path.endswith("/events") else {}
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
@@ -68,9 +80,9 @@ def test_every_call_answers_what_is_declared(schema: Any, mode: GenerationMode) 
         @given(case=operation.as_strategy(mode), name=strategies.sampled_from([*_NAMES, None]))
         @_SETTINGS
         def call(case: Case, name: str | None) -> None:
-            if name and mode is GenerationMode.POSITIVE and "name" in case.path_parameters:
-                case.path_parameters["name"] = name
-            answer = case.call()
+            if name and mode is GenerationMode.POSITIVE and "experiment" in case.path_parameters:
+                case.path_parameters["experiment"] = name
+            answer = case.call(**_bounded(case))
             case.validate_response(answer, checks=_CHECKS)
             statuses.setdefault(case.operation.label, set()).add(answer.status_code)
 
@@ -78,6 +90,60 @@ def test_every_call_answers_what_is_declared(schema: Any, mode: GenerationMode) 
     assert len(statuses) >= (20 if mode is GenerationMode.POSITIVE else 10)
     seen = set().union(*statuses.values())
     assert seen >= ({200, 202, 404} if mode is GenerationMode.POSITIVE else {422})
+
+
+class TestWithTokens:
+    @pytest.fixture
+    def given_settings(self) -> dict[str, Any]:
+        return {"auth": True}
+
+    def test_every_call_of_everybody_answers_what_is_declared(
+        self, schema: Any, token: Callable[..., dict[str, str]]
+    ) -> None:
+        callers = {
+            "nobody": {},
+            "a stranger": {"Authorization": f"Bearer fl_000000000000_{'a' * 43}"},
+            "a reader": token("ann", Scope.READ),
+            "a writer": token("ann", Scope.SUBMIT),
+            "somebody else": token("bob", Scope.SUBMIT),
+            "an administrator": token("root", Scope.ADMIN),
+        }
+        seen: dict[str, set[int]] = {name: set() for name in callers}
+        for found in schema.get_all_operations():
+            operation = found.ok()
+
+            # Twice each, the second time of an experiment that is there; everybody in turn.
+            @given(case=operation.as_strategy(GenerationMode.POSITIVE))
+            @settings(_SETTINGS, max_examples=1)
+            def call(case: Case) -> None:
+                for name in ("nope", "one"):
+                    if "experiment" in case.path_parameters:
+                        case.path_parameters["experiment"] = name
+                    for caller, headers in callers.items():
+                        # Tokens that schemathesis makes up are a stranger's.
+                        case.headers.pop("Authorization", None)
+                        case.cookies.clear()
+                        answer = case.call(headers=headers, **_bounded(case))
+                        case.validate_response(answer, checks=_CHECKS)
+                        seen[caller].add(answer.status_code)
+                        check(case, caller, answer.status_code)
+
+            def check(case: Case, caller: str, status: int) -> None:
+                if case.path.startswith("/health/"):
+                    assert status in (200, 503)
+                elif caller in ("nobody", "a stranger"):
+                    assert status == 401
+                elif (caller == "a reader" and case.method != "GET") or (
+                    case.path.startswith("/system/") and caller != "an administrator"
+                ):
+                    assert status == 403
+                else:
+                    assert status != 401
+
+            call()
+        assert seen["a writer"] >= {200, 202, 404}
+        assert seen["somebody else"] >= {200, 403, 404}
+        assert seen["an administrator"] >= {200, 202, 404}
 
 
 def test_calls_in_any_order_answer_what_is_declared(schema: Any, state: State) -> None:
@@ -88,6 +154,9 @@ def test_calls_in_any_order_answer_what_is_declared(schema: Any, state: State) -
             with state.queue.store.database.session() as session:
                 for table in reversed(Base.metadata.sorted_tables):
                     session.execute(table.delete())
+
+        def get_call_kwargs(self, case: Case) -> dict[str, Any]:
+            return _bounded(case)
 
         def validate_response(self, response: Any, case: Case, **rest: Any) -> None:
             case.validate_response(response, checks=_CHECKS)

@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from focus_lab.cli import app as commands
+from focus_lab.lab.log_lines import configure_logs
 from service import serve
 from service.settings import Settings
 from service.state import State
@@ -70,7 +71,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
     shown = Terminal()
     monkeypatch.setattr(sys, "stderr", shown)
     before = structlog.get_config()
-    serve.configure_logs()
+    configure_logs()
     # Loggers that are used meanwhile must not keep this terminal.
     structlog.configure(cache_logger_on_first_use=False)
     yield shown

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from structlog.contextvars import bound_contextvars
+
 from focus_lab.errors import StoreError
 from focus_lab.lab.lease import is_dead
 from focus_lab.lab.queue.admission import Capacity, Decision, Resources, decide
@@ -82,7 +84,7 @@ class Dispatcher:
         try:
             capacity = capacity_of(self._jobs, self._queue.policy)
             for attempt in self._attempts.open():
-                with self._apart():
+                with bound_contextvars(**attempt.entry.log_ids), self._apart():
                     self._look_after(attempt, fence)
             self._told = {
                 "cluster": True,
@@ -106,7 +108,7 @@ class Dispatcher:
         for grant in decision.grants:
             entry = self._attempts.admit(waiting[grant.id], grant, fence, self._name)
             if entry is not None:
-                with self._apart():
+                with bound_contextvars(**entry.log_ids), self._apart():
                     self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
 
     @contextlib.contextmanager

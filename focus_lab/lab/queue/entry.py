@@ -49,6 +49,11 @@ class Entry:
         return f"{self.id}-{self.attempt}"
 
     @property
+    def log_ids(self) -> dict[str, Any]:
+        """What lines of a log that are about it carry."""
+        return {"experiment": self.id, "attempt": self.attempt}
+
+    @property
     def waiting(self) -> Waiting:
         """What admission needs to know of it."""
         return Waiting(

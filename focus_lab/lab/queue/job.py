@@ -13,8 +13,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
+import structlog
 from rich.console import Console
 
 from focus_lab.errors import (
@@ -29,6 +30,7 @@ from focus_lab.lab.executor import Executor
 from focus_lab.lab.lab import Lab, store_url
 from focus_lab.lab.launch import launch
 from focus_lab.lab.lease import Lease
+from focus_lab.lab.log_lines import LogLines, configure_logs
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import PlainProgress, TrialProgress
 from focus_lab.lab.queue.attempts import Attempt, Attempts, SupersededError
@@ -195,8 +197,12 @@ def main() -> None:
     # Whoever started the cluster in the background of a shell has left it deaf to this one.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _interrupt)
-    console = Console(stderr=True, width=200, highlight=False, markup=False)
     experiment_id, number = sys.argv[1], int(sys.argv[2])
+    configure_logs()
+    log = structlog.get_logger("focus_lab.driver").bind(experiment=experiment_id, attempt=number)
+    # Every line says whose it is; the service shows people what was said.
+    lines = cast("TextIO", LogLines(log, "driver"))
+    console = Console(file=lines, width=200, highlight=False, markup=False)
     try:
         code = run(
             experiment_id,
@@ -212,6 +218,9 @@ def main() -> None:
         code = 130
     except FocusLabError as error:
         console.print(f"{error}; it is tried again", soft_wrap=True)
+        code = 1
+    except Exception as error:
+        log.exception("driver", exc_info=error)
         code = 1
     sys.exit(code)
 

@@ -6,7 +6,7 @@ only a leading dispatcher may do is fenced as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,27 @@ class NotAllowedError(UserError):
     """The experiment's state does not allow it."""
 
 
+class ChangedError(UserError):
+    """The experiment is no longer what the change was decided on."""
+
+
 class Queue:
     """Submitted experiments.
 
     Args:
         store: where experiments and trials are; the queue is in the same database.
-        policy: limits.
+        policy: limits, or what gives them as they are now.
     """
 
-    def __init__(self, store: Store, policy: Policy | None = None) -> None:
+    def __init__(self, store: Store, policy: Policy | Callable[[], Policy] | None = None) -> None:
         self.store, self._database = store, store.database
-        self.policy = policy or Policy()
+        given = Policy() if policy is None else policy
+        self._policy: Callable[[], Policy] = (lambda: given) if isinstance(given, Policy) else given
+
+    @property
+    def policy(self) -> Policy:
+        """Limits, as they are now."""
+        return self._policy()
 
     # What users do
 
@@ -192,12 +202,21 @@ class Queue:
         write_events(session, self._database, [submission.event(entry)])
         return entry, True
 
-    def act(self, entry_id: str, action: Action, actor: str) -> Entry:
+    def act(
+        self, entry_id: str, action: Action, actor: str, versions: Set[int] | None = None
+    ) -> Entry:
         """Cancel, pause, resume or retry.
+
+        Args:
+            entry_id: the experiment.
+            action: what to do.
+            actor: who does it.
+            versions: only at one of these; None at any.
 
         Raises:
             NoEntryError: there is no such experiment.
             NotAllowedError: its state does not allow it.
+            ChangedError: it is at another version.
         """
 
         def change(session: Session, entry: Entry) -> Entry:
@@ -221,13 +240,22 @@ class Queue:
             tell(session, self._database, changed, action, actor)
             return changed
 
-        return self._retried(entry_id, change)
+        return self._retried(entry_id, change, versions)
 
-    def set_priority(self, entry_id: str, priority: int, actor: str) -> Entry:
+    def set_priority(
+        self, entry_id: str, priority: int, actor: str, versions: Set[int] | None = None
+    ) -> Entry:
         """Move it forward or back in the queue.
+
+        Args:
+            entry_id: the experiment.
+            priority: the higher, the earlier.
+            actor: who does it.
+            versions: only at one of these; None at any.
 
         Raises:
             NoEntryError: there is no such experiment.
+            ChangedError: it is at another version.
             UserError: the priority is none.
         """
         check_priority(priority)
@@ -239,7 +267,7 @@ class Queue:
             tell(session, self._database, changed, "priority", actor, {"priority": priority})
             return changed
 
-        return self._retried(entry_id, change)
+        return self._retried(entry_id, change, versions)
 
     # What everybody may ask
 
@@ -298,11 +326,24 @@ class Queue:
 
     # Parts
 
-    def _retried(self, entry_id: str, change: Callable[[Session, Entry], Entry]) -> Entry:
+    def _retried(
+        self,
+        entry_id: str,
+        change: Callable[[Session, Entry], Entry],
+        versions: Set[int] | None,
+    ) -> Entry:
         for _ in range(TRIES):
             try:
                 with self._database.session() as session:
-                    return change(session, find(session, entry_id))
+                    entry = find(session, entry_id)
+                    if versions is not None and entry.version not in versions:
+                        wanted = " or ".join(map(str, sorted(versions))) or "none that there is"
+                        raise ChangedError(
+                            f"experiment {entry.name}: has been changed meanwhile, got version "
+                            f"{entry.version} instead of {wanted}; read it again, and repeat the "
+                            "change if you still want it"
+                        )
+                    return change(session, entry)
             except StaleEntryError:
                 continue
         raise ActiveError(f"experiment {entry_id}: others change it all the time; try again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from rich.console import Console
 
 from focus_lab.errors import (
@@ -350,6 +352,7 @@ def test_on_ray_as_many_trials_run_side_by_side_as_were_granted(
 def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Calls the entry point with another `run`; returns its exit code."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    logs = structlog.get_config()
 
     def call(run: Callable[..., int]) -> Any:
         monkeypatch.setattr(job, "run", run)
@@ -361,6 +364,14 @@ def call_main(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
     yield call
     for number, handler in before.items():
         signal.signal(number, handler)
+    structlog.configure(**logs)
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """The log of a process, whose every line says of which attempt it is."""
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {(line["experiment"], line["attempt"]) for line in lines} == {("1" * 32, 7)}
+    return lines
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -399,7 +410,7 @@ def test_a_process_that_is_told_to_end_ends_in_order(
             os.kill(os.getpid(), signal.SIGTERM)
 
     assert call_main(run) == 130
-    assert capsys.readouterr().err == "stopped; what is done is kept\n"
+    assert [line["text"] for line in lines_of(capsys)] == ["stopped; what is done is kept"]
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
@@ -410,7 +421,26 @@ def test_what_keeps_a_process_from_its_work_is_a_sentence(
         raise FocusLabError("store [x]: does not answer")
 
     assert call_main(run) == 1
-    assert capsys.readouterr().err == "store [x]: does not answer; it is tried again\n"
+    [line] = lines_of(capsys)
+    assert line["text"] == "store [x]: does not answer; it is tried again"
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_a_driver_says_is_a_line_of_its_attempt_whatever_happens(
+    call_main: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(*arguments: Any) -> int:
+        console = arguments[-1]
+        job.ToldProgress(console).note("the tracker does not answer; trying again")
+        console.print("a-seed0  epoch 1\n\nb-seed0  epoch 2", soft_wrap=True)
+        raise ZeroDivisionError("nobody expected it")
+
+    assert call_main(run) == 1
+    *said, last = lines_of(capsys)
+    assert [line["text"] for line in said] == [
+        "the tracker does not answer; trying again", "a-seed0  epoch 1", "b-seed0  epoch 2",
+    ]  # fmt: skip
+    assert "ZeroDivisionError: nobody expected it" in last["exception"]
 
 
 # With everything real but Ray
