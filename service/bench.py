@@ -124,7 +124,11 @@ def host(url: str, port: int, folder: str) -> None:
 
     configure_logs()
     settings = Settings(
-        home=Path(folder), store=url, rate_per_s=1e6, burst=10**6, max_streams=10_000,
+        home=Path(folder),
+        store=url,
+        rate_per_s=1e6,
+        burst=10**6,
+        max_streams=10_000,
         max_streams_per_user=10_000,
     )
     with open_queue(settings) as opened:

@@ -50,7 +50,6 @@ class Dispatcher:
         note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._queue, self._jobs, self._leadership = queue, jobs, leadership
-        self._attempts = Attempts(queue.store.database, queue.policy)
         self._name, self._note = name[:64], note
         self._told: dict[str, Any] = {}
 
@@ -75,6 +74,11 @@ class Dispatcher:
             self._leadership.give_up()
         except StoreError as error:
             self._note(str(error))
+
+    @property
+    def _attempts(self) -> Attempts:
+        """By the policy as it is now."""
+        return Attempts(self._queue.store.database, self._queue.policy)
 
     def round(self) -> None:
         """Look at everything once, and do what is to be done."""

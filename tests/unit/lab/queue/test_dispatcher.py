@@ -17,11 +17,11 @@ from focus_lab.errors import StoreUnreachableError
 from focus_lab.lab.lease import _machine
 from focus_lab.lab.queue.admission import Reason, Resources
 from focus_lab.lab.queue.attempts import SupersededError
-from focus_lab.lab.queue.dispatcher import capacity_of, decide_now
+from focus_lab.lab.queue.dispatcher import Dispatcher, capacity_of, decide_now
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError, MemoryJob
-from focus_lab.lab.queue.leadership import drain, leader
+from focus_lab.lab.queue.leadership import Leadership, drain, leader
 from focus_lab.lab.queue.policy import Policy
 from focus_lab.lab.queue.queue import NotAllowedError, Queue
 from focus_lab.lab.queue.states import Action, QueueState
@@ -310,10 +310,13 @@ def test_a_driver_that_died_on_this_machine_is_replaced_at_once(world: World, on
 def test_a_driver_that_cannot_even_begin_fails_its_experiment_in_the_end(
     world: World, one: Entry
 ) -> None:
-    world.queue = Queue(world.store, Policy(max_losses=2))
-    world.dispatchers = [world.new_dispatcher()]
+    most, name = 9, "elsewhere:9:0:0"
+    queue = Queue(world.store, lambda: Policy(max_losses=most))
+    leads = Leadership(world.store.database, name)
+    world.dispatchers = [Dispatcher(queue, world.jobs, leads, name)]
     world.clock.advance(minutes=1)  # the former leader's time is over
     for attempt in (1, 2, 3):
+        most = 2  # changed while the dispatcher runs
         assert world.queue.entry("one").attempt == attempt
         job_of(world, one).status = JobStatus.ENDED
         state = round_(world)
