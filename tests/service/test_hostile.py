@@ -5,6 +5,7 @@ FOCUS_LAB_FUZZ sets how many are tried: 1,000 by default, in about half a minute
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
+from focus_lab.lab.database import Database
+from focus_lab.lab.tokens import Scope, Tokens
 from focus_lab.specs.experiment import ExperimentSpec
 from service.bench import resident_mb, serving
 
@@ -115,9 +118,13 @@ def _check(answer: Any, begun: float) -> None:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server in a process of its own, so that its memory can be told from the test's."""
+    url = f"sqlite:///{tmp_path / 'lab.db'}"
+    with contextlib.closing(Database(url)) as database:
+        token = Tokens(database).create("mallory", Scope.SUBMIT)
+    headers = {"authorization": f"Bearer {token}"}
     with (
-        serving(f"sqlite:///{tmp_path / 'lab.db'}", str(tmp_path)) as (address, pid),
-        httpx2.Client(base_url=address, timeout=60.0) as client,
+        serving(url, str(tmp_path)) as (address, pid),
+        httpx2.Client(base_url=address, headers=headers, timeout=60.0) as client,
     ):
         yield client, pid
 
