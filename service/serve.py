@@ -25,7 +25,7 @@ from focus_lab.lab.lease import new_owner
 from focus_lab.lab.log_lines import configure_logs
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.dispatcher import Dispatcher
-from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
+from focus_lab.lab.queue.jobs import Jobs, JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.leadership import Leadership
 from focus_lab.lab.queue.policy_file import PolicyFile
 from focus_lab.lab.queue.queue import Queue
@@ -114,7 +114,7 @@ def dispatch(settings: Settings, stop: threading.Event) -> None:
         make_dispatcher(queue, jobs).run(stop)
 
 
-def make_dispatcher(queue: Queue, jobs: RayJobs) -> Dispatcher:
+def make_dispatcher(queue: Queue, jobs: Jobs) -> Dispatcher:
     """A dispatcher that the audit trail calls by its machine's name."""
     owner = new_owner()
     leadership = Leadership(queue.store.database, owner)

@@ -102,7 +102,7 @@ class TuneExecutor:
             ray.init(**settings)
         except Exception as error:
             # A node that does not start in time is a bare Exception of Ray's.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            reason = _lines(error)[0]
             if self._address is None:
                 raise FocusLabError(
                     f"Ray: does not start on this machine, got {reason}; see whether processors, "
@@ -196,7 +196,7 @@ class TuneExecutor:
             cause = getattr(error, "cause", None)
             if isinstance(cause, FocusLabError):
                 raise cause from None
-            reason = str(cause or error).strip().splitlines()[-1]
+            reason = _lines(cause or error)[-1]
             raise FocusLabError(
                 f"Ray: what was to be measured failed on a worker, got {reason}; see the log of "
                 "the cluster"
@@ -337,6 +337,11 @@ def _train_alone(
                 tune.report({EPOCH: epoch, METRICS: metrics})
 
         return carry_out(job, report, Workers(watchdog=watchdog.goes_on), parts)
+
+
+def _lines(error: BaseException) -> list[str]:
+    """What an error says; its kind where it says nothing."""
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:

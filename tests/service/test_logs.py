@@ -56,7 +56,7 @@ def test_what_a_dispatcher_says_of_an_experiment_carries_its_id(
         raise JobsUnreachableError(f"{job_id}: cannot be started")
 
     monkeypatch.setattr(jobs, "submit", refuse)
-    dispatcher = serve.make_dispatcher(state.queue, jobs)  # type: ignore[arg-type]
+    dispatcher = serve.make_dispatcher(state.queue, jobs)
     # It is refused when it is admitted, and when it is looked after.
     dispatcher.round()
     dispatcher.round()
@@ -74,7 +74,7 @@ def test_a_drivers_log_is_shown_as_it_was_said(
     client: TestClient, spec: Spec, state: State, jobs: MemoryJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = client.post("/experiments", json=spec("one")).json()["experiment"]
-    serve.make_dispatcher(state.queue, jobs).round()  # type: ignore[arg-type]
+    serve.make_dispatcher(state.queue, jobs).round()
     line = json.dumps({"event": "driver", "text": "epoch 1", "experiment": made["id"]})
     monkeypatch.setattr(jobs, "logs", lambda job: f"{line}\nsaid by Ray\n")
     shown = client.get("/experiments/one/log").text

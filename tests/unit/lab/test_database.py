@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from focus_lab.errors import StoreError
+from focus_lab.errors import StoreError, StoreUnreachableError
+from focus_lab.lab import database as database_module
 from focus_lab.lab.database import Database, NoStoreError, OldStoreError, _alembic
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import QueueState
@@ -172,3 +174,25 @@ def test_a_missing_file_is_not_made_where_none_is_to_be_made(store_url: str) -> 
     with pytest.raises(NoStoreError):
         Database(store_url, create=False)
     assert not Path(store_url.removeprefix("sqlite:///")).exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_transaction_that_idles_gives_its_locks_back(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_IDLE_S", 0.1)
+    lock = sa.text(f"LOCK TABLE {VERSION_TABLE}")
+
+    def freeze(opened: Database) -> None:
+        with opened.session() as frozen:
+            frozen.execute(lock)
+            with opened.session() as other:
+                other.execute(lock)  # waits until the first one's are gone
+            frozen.execute(lock)
+
+    with contextlib.closing(Database(store_url)) as opened:
+        with pytest.raises(StoreUnreachableError, match="idle-in-transaction"):
+            freeze(opened)
+        with opened.session() as again:
+            again.execute(lock)
