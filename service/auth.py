@@ -77,7 +77,9 @@ async def identify(
     if not state.settings.auth:
         return EVERYBODY
     text = bearer.credentials if bearer else cookie
-    token = await run_in_threadpool(state.tokens.verify, text) if text else None
+    token = state.door.recent(text) if text else None
+    if text and token is None:
+        token = await run_in_threadpool(state.door.verify, text)
     if token is None:
         raise ProblemError(
             401, "no-token" if not text else "bad-token",

@@ -26,10 +26,11 @@ from typing import Any
 import httpx2
 
 from focus_lab.errors import FocusLabError
+from focus_lab.lab.queue.batch import put_all
 from focus_lab.lab.queue.policy import Policy, Quota, Quotas
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
-from focus_lab.lab.queue.submission import Submitter
+from focus_lab.lab.queue.submission import Submission, Submitter
 from focus_lab.lab.store import Store
 from focus_lab.lab.tokens import Scope, Tokens
 from focus_lab.specs.experiment import ExperimentSpec
@@ -47,6 +48,8 @@ _POLICY = Policy(quotas=Quotas(default_user=Quota()))
 GOALS_MS = {"list": 50.0, "detail": 50.0, "submit": 100.0, "cancel": 1000.0}
 """Of the 99th percentile."""
 _WARM_S = 2.0
+_TOGETHER = 50
+"""Experiments that are queued in one transaction before the load begins."""
 
 _SERVER = """
 import sys
@@ -118,7 +121,7 @@ def host(url: str, port: int, folder: str) -> None:
     from focus_lab.lab.tracking import MemoryTracker
     from service.app import create_app
     from service.lookout import Lookout
-    from service.serve import open_queue
+    from service.serve import KEEP_ALIVE_S, open_queue
     from service.settings import Settings
     from service.state import State
 
@@ -137,18 +140,26 @@ def host(url: str, port: int, folder: str) -> None:
         dispatcher = Dispatcher(queue, jobs, Leadership(opened.store.database, owner), owner)
         with contextlib.closing(Lookout(url, lambda: _POLICY)) as look:
             app = create_app(State(settings, queue, jobs, MemoryTracker, look), dispatcher)
-            uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, access_log=False)
+            uvicorn.run(
+                app, host="127.0.0.1", port=port, log_config=None, access_log=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )  # fmt: skip
 
 
 def _fill(queue: Queue, folder: Path, count: int) -> list[str]:
     ids = []
-    for number in range(count):
-        spec = ExperimentSpec.model_validate(_SPEC | {"name": f"fill-{number}"})
-        entry, _ = queue.submit(
-            spec, plan(spec), folder / spec.name, Submitter(f"user-{number % 20}")
-        )
-        ids.append(entry.id)
+    for first in range(0, count, _TOGETHER):
+        numbers = range(first, min(first + _TOGETHER, count))
+        for outcome in put_all(queue, [_submission(folder, number) for number in numbers]):
+            if isinstance(outcome, FocusLabError):
+                raise outcome
+            ids.append(outcome[0].id)
     return ids
+
+
+def _submission(folder: Path, number: int) -> Submission:
+    spec = ExperimentSpec.model_validate(_SPEC | {"name": f"fill-{number}"})
+    return Submission(spec, plan(spec), folder / spec.name, Submitter(f"user-{number % 20}"))
 
 
 @contextlib.contextmanager

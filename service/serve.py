@@ -41,6 +41,9 @@ from service.state import State
 _CONNECTIONS = 20
 _LET_GO_S = 25.0
 """Seconds that drivers have to save when an embedded service ends."""
+KEEP_ALIVE_S = 75
+"""Longer than clients keep an idle connection, mostly 5 s: a request that comes just when the
+service closes its connection is lost."""
 
 # MLflow's server would make its tables without waiting for a driver that does so.
 _PREPARED = """
@@ -82,7 +85,8 @@ def serve(settings: Settings, ready: Callable[[str], None], *, mlflow_port: int 
         app = create_app(state, dispatcher)
         config = uvicorn.Config(
             app, host=settings.host, port=settings.port, log_config=None, access_log=False,
-            timeout_graceful_shutdown=10, server_header=False, lifespan="on",
+            timeout_graceful_shutdown=10, timeout_keep_alive=KEEP_ALIVE_S, server_header=False,
+            lifespan="on",
         )  # fmt: skip
         address = f"http://{_shown(settings.host)}:{settings.port}"
         # uvicorn raises the signal that ended it once more: there is still something to do then.

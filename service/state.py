@@ -19,6 +19,7 @@ from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.tokens import Tokens
 from focus_lab.lab.tracking import Tracker
 from service.board import Board, look_through
+from service.door import Door
 from service.feed import Feed
 from service.intake import Intake
 from service.settings import Settings
@@ -51,6 +52,7 @@ class State:
         database = self.queue.store.database
         self.events = EventLog(database)
         self.tokens = Tokens(database)
+        self.door = Door(self.tokens)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
