@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from focus_lab.errors import StoreError
-from focus_lab.lab.queue.admission import Capacity, Place, Resources
+from focus_lab.lab.queue.admission import Place
 from focus_lab.lab.queue.attempts import Attempts
+from focus_lab.lab.queue.capacity import Capacity, Resources
 from focus_lab.lab.queue.dispatcher import decide_now
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.leadership import Lead, is_draining, leader

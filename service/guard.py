@@ -133,9 +133,11 @@ class Guard:
             await refusal(scope, receive, answer)
         else:
             await self._bounded(scope, receive, answer, request_id)
+        # As the path names it, by name or id; whoever has queued one has said its id.
+        named = {k: v for k, v in scope.get("path_params", {}).items() if k == "experiment"}
         log.info(
             "request", method=method, path=scope["path"], status=status,
-            ms=round(1000 * (time.perf_counter() - begun), 1),
+            ms=round(1000 * (time.perf_counter() - begun), 1), **named,
         )  # fmt: skip
 
     def _refusal(self, scope: Scope, headers: dict[bytes, bytes], request_id: str) -> Any:

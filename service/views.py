@@ -34,8 +34,8 @@ def detail(state: State, entry: Entry) -> models.ExperimentDetail:
         **_fields(state, entry),
         spec=stored.spec,
         trial_states={name: states.count(name) for name in dict.fromkeys(states)},
-        cpus=entry.gang.cpus,
-        gpus=entry.gang.gpus,
+        cpus=entry.gang.total.cpus,
+        gpus=entry.gang.total.gpus,
         comparison_url=comparison_url(state, stored),
         report_ready=(stored.folder / "report" / PAGE).is_file(),
     )

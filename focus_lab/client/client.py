@@ -22,6 +22,9 @@ _AWAY = (502, 503, 504)
 _FINAL = ("cost-timeout",)
 """Problems of these statuses that stay: the same request again would only take as long again."""
 
+_LATER = ("rate", "too-many-streams-of-yours")
+"""Problems of other statuses that pass."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -320,7 +323,8 @@ def _check(answer: httpx2.Response) -> None:
         ) from None
     if problem.code in ("spec-invalid", "data-unusable"):
         raise SpecError(*(problem.errors or [problem.detail]))
-    if problem.code == "rate" or (answer.status_code in _AWAY and problem.code not in _FINAL):
+    is_away = answer.status_code in _AWAY and problem.code not in _FINAL
+    if is_away or problem.code in _LATER:
         raise NotNowError(problem.detail)
     if problem.status >= 500:
         raise ServiceError(problem.detail)

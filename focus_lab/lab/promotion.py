@@ -62,14 +62,14 @@ def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias:
         lab: has the experiment.
         name: of the experiment.
         cell: of the trial; `CELL@RATIO` for an elastic one at a keep ratio that it was read at.
-        seed: of the trial; None takes the first one that succeeded. Not the best: that would take
-            a seed's luck for the cell's merit.
+        seed: of the trial; None takes the first one that was trained to its end. Not the best: that
+            would take a seed's luck for the cell's merit.
         model: name of the registered model; made when missing.
         alias: name of the place that the version takes, for example `champion`.
 
     Raises:
         StoreError: there is no such experiment.
-        UserError: there is no such trial, or its weights are gone.
+        UserError: there is no such trial, it was stopped early, or its weights are gone.
         TrackerError: the tracker does not take it.
     """
     experiment = lab.store.experiment(name)
@@ -78,11 +78,15 @@ def promote(lab: Lab, name: str, cell: str, seed: int | None, model: str, alias:
     if cell not in names:
         raise UserError(f"--cell: no such cell, got {cell!r}; cells are {', '.join(names)}")
     done = [t for t in trials if t.cell == names[cell] and t.state is TrialState.SUCCEEDED]
-    chosen = next((trial for trial in done if seed is None or trial.seed == seed), None)
+    # What was stopped early has succeeded as well, in being found weak.
+    whole = {trial.seed for trial in lab.record(name).trials_of(cell)}
+    chosen = next((t for t in done if t.seed in whole and seed in (None, t.seed)), None)
     if chosen is None or chosen.tracking_run_id is None:
-        have = ", ".join(str(trial.seed) for trial in done) or "none"
+        have = ", ".join(str(trial.seed) for trial in done if trial.seed in whole) or "none"
         wanted = "any" if seed is None else seed
-        raise UserError(f"--seed: no trial of {cell} has succeeded, got {wanted}; done are {have}")
+        short = [trial for trial in done if seed in (None, trial.seed)]
+        problem = "was trained to its end: it was stopped early" if short else "has succeeded"
+        raise UserError(f"--seed: no trial of {cell} {problem}, got {wanted}; done are {have}")
     folder = checkpoint_folder(trial_folder(experiment, chosen))
     kept = [path for path in checkpoints.newest_and_best(folder) if path.name == BEST]
     path = kept[0] if kept else checkpoints.latest_path(folder)

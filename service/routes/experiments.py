@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from structlog.contextvars import bind_contextvars
 
 from focus_lab.client import models
 from focus_lab.errors import FocusLabError
@@ -99,7 +100,9 @@ async def submit(
         if cost:
             return await state.costs.one_at_a_time(show_plan)
         return await run_in_threadpool(show_plan)
-    return await state.intake.put(submission, finish)
+    answer = await state.intake.put(submission, finish)
+    bind_contextvars(experiment=answer.headers["location"].rpartition("/")[2])
+    return answer
 
 
 @router.get("/experiments", responses=declared(400, 422))

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 import focus_lab
 from focus_lab.client import models
 from focus_lab.errors import StoreError
-from focus_lab.lab.queue.admission import Resources
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.leadership import drain, is_draining, leader
 from focus_lab.specs.experiment import ExperimentSpec
 from service.auth import Admin, Reader

@@ -16,9 +16,9 @@ from chaos import wait_until
 
 from focus_lab.errors import StoreUnreachableError
 from focus_lab.lab.database import Database
-from focus_lab.lab.queue.admission import Resources
 from focus_lab.lab.queue.attempts import Attempts
 from focus_lab.lab.queue.batch import put_all
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.entry import Filters
 from focus_lab.lab.queue.events import Cursor, EventLog

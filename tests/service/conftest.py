@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from listener import Listener
 from starlette.testclient import TestClient
 
-from focus_lab.lab.queue.admission import Resources
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import MemoryJobs
 from focus_lab.lab.queue.leadership import Leadership

@@ -42,6 +42,18 @@ def test_a_request_has_its_id_in_the_log(
     assert "experiment" not in line
 
 
+def test_a_request_about_an_experiment_says_which(
+    client: TestClient, spec: Spec, log: Callable[[], list[dict[str, Any]]]
+) -> None:
+    made = client.post("/experiments", json=spec("one")).json()["experiment"]
+    client.get("/experiments/one")
+    client.post(f"/experiments/{made['id']}/cancel")
+    client.get("/experiments/none")
+    client.get("/experiments")
+    found = [line.get("experiment") for line in log() if line["event"] == "request"]
+    assert found == [made["id"], "one", made["id"], "none", None]
+
+
 def test_what_a_dispatcher_says_of_an_experiment_carries_its_id(
     client: TestClient,
     spec: Spec,
@@ -57,14 +69,12 @@ def test_what_a_dispatcher_says_of_an_experiment_carries_its_id(
 
     monkeypatch.setattr(jobs, "submit", refuse)
     dispatcher = serve.make_dispatcher(state.queue, jobs)
-    # It is refused when it is admitted, and when it is looked after.
+    # It is refused when it is admitted, and when it is looked after; said once.
     dispatcher.round()
     dispatcher.round()
-    lines = [line for line in log() if line["event"] == "dispatcher"]
-    assert len(lines) == 2
-    for line in lines:
-        assert (line["experiment"], line["attempt"]) == (made["id"], 1)
-        assert "cannot be started" in line["text"]
+    [line] = [line for line in log() if line["event"] == "dispatcher"]
+    assert (line["experiment"], line["attempt"]) == (made["id"], 1)
+    assert "cannot be started" in line["text"]
     # The next line is about something else.
     structlog.get_logger().info("other")
     assert "experiment" not in log()[-1]

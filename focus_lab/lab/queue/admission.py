@@ -12,48 +12,9 @@ import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
 
+from focus_lab.lab.queue.capacity import Capacity, Gang, Resources, Room
 from focus_lab.lab.queue.policy import Policy
-
-_MANY = 1e9
-"""More than any cluster has room for; whoever asks for crumbs of a core would fit more often."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Cores and GPUs."""
-
-    cpus: float = 0.0
-    gpus: float = 0.0
-
-    def __add__(self, other: Resources) -> Resources:
-        return Resources(self.cpus + other.cpus, self.gpus + other.gpus)
-
-    def __sub__(self, other: Resources) -> Resources:
-        return Resources(self.cpus - other.cpus, self.gpus - other.gpus)
-
-    def times(self, count: float) -> Resources:
-        """So many of them."""
-        return Resources(self.cpus * count, self.gpus * count)
-
-    def holds(self, other: Resources) -> bool:
-        """Whether there is room for `other`; fractions of GPUs add up with rounding."""
-        return other.cpus <= self.cpus + 1e-6 and other.gpus <= self.gpus + 1e-6
-
-    def count(self, gang: Resources) -> int:
-        """How often `gang` fits."""
-        parts = [
-            (there + 1e-6) / needed
-            for there, needed in ((self.cpus, gang.cpus), (self.gpus, gang.gpus))
-            if needed > 0
-        ]
-        return max(0, int(min(*parts, _MANY))) if parts else 0
-
-    def __str__(self) -> str:
-        gpus = f"{self.gpus:g} GPU{'' if self.gpus == 1 else 's'}"
-        cores = f"{self.cpus:g} core{'' if self.cpus == 1 else 's'}"
-        return f"{gpus} and {cores}" if self.gpus else cores
 
 
 @dataclass(frozen=True)
@@ -65,24 +26,18 @@ class Waiting:
     project: str
     priority: int
     queued_at: datetime
-    gang: Resources
+    gang: Gang
     """What one trial needs at once."""
-    worker: Resources
-    """What one of its workers needs on one machine."""
     trials: int
-    auto_gpus: float = 0.0
-    """GPUs that a trial takes wherever the cluster has any: one a worker."""
+    auto_gpus: bool = False
+    """Whether each worker takes a GPU wherever the cluster has any."""
 
     def on(self, capacity: Capacity) -> Waiting:
         """With what it needs on this cluster."""
         if not self.auto_gpus or not capacity.has_gpus:
             return self
-        return replace(
-            self,
-            gang=Resources(self.gang.cpus, self.auto_gpus),
-            worker=Resources(self.worker.cpus, 1.0),
-            auto_gpus=0.0,
-        )
+        worker = Resources(self.gang.worker.cpus, 1.0)
+        return replace(self, gang=Gang(worker, self.gang.workers), auto_gpus=False)
 
 
 @dataclass(frozen=True)
@@ -92,49 +47,8 @@ class Holding:
     id: str
     user: str
     project: str
-    granted: Resources
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """What the cluster has, by machine."""
-
-    nodes: tuple[Resources, ...]
-    limit: Resources | None = None
-    """Instead of the machines' sum; then a worker is not measured against single machines."""
-
-    @cached_property
-    def total(self) -> Resources:
-        """All of it."""
-        return self.limit or sum(self.nodes, Resources())
-
-    @property
-    def has_gpus(self) -> bool:
-        """Whether a trial that takes a GPU where there is one will find any."""
-        return self.total.gpus > 0 or any(node.gpus > 0 for node in self.nodes)
-
-    def count(self, waiting: Waiting) -> int:
-        """How many of its trials would fit side by side if nothing else ran."""
-        key = waiting.gang, waiting.worker
-        if key not in self._counts:
-            self._counts[key] = self._count(*key)
-        return self._counts[key]
-
-    @cached_property
-    def _counts(self) -> dict[tuple[Resources, Resources], int]:
-        """Of ten thousand that wait, most need the same."""
-        return {}
-
-    def _count(self, gang: Resources, worker: Resources) -> int:
-        trials = self.total.count(gang)
-        if not trials or self.limit or worker == Resources():
-            return trials
-        workers = max(
-            round(gang.cpus / worker.cpus) if worker.cpus else 0,
-            round(gang.gpus / worker.gpus) if worker.gpus else 0,
-        )
-        # A worker does not stretch over machines: what is left over on each is of no use to it.
-        return min(trials, sum(node.count(worker) for node in self.nodes) // workers)
+    gang: Gang
+    """All its workers, of all trials."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +144,7 @@ def decide(
         text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
         away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(line, 1)}
         return Decision(away, ())
-    free = capacity.total - sum((held.granted for held in holding), Resources())
+    room = Room(capacity, [held.gang for held in holding])
     quotas = _QuotaBook(holding, usage, policy)
     places: dict[str, Place] = {}
     grants: list[Grant] = []
@@ -243,27 +157,27 @@ def decide(
         one = turn.on(capacity)
         others.had_turn(one)
         verdict = _never(one, capacity) or quotas.forbids(one)
-        room = free - reserved
-        if verdict is None and not room.count(one.gang):
+        if verdict is None and not room.count(one.gang, reserved):
             verdict = (
                 (Reason.ORDER, f"room is kept for number {first} in line, which has waited long")
-                if free.count(one.gang)
-                else (Reason.ROOM, f"a trial needs {one.gang}; free now: {_shown(free, one.gang)}")
+                if room.count(one.gang)
+                else (Reason.ROOM, _too_little(room, one.gang))
             )
             others.lack_room = True
             waited = (now - one.queued_at).total_seconds() / 60
             if waited >= policy.reserve_after_minutes:
-                reserved, first = reserved + one.gang, first or position
+                reserved, first = reserved + one.gang.total, first or position
         if verdict is not None:
             places[one.id] = Place(position, *verdict)
             continue
         quotas.started(one)
         share = policy.largest_share if others.could_start() else 1.0
-        trials = _trials(one, room, capacity, share)
-        grant = Grant(one.id, trials, one.gang.times(trials))
-        grants.append(grant)
-        free = free - grant.resources
-        shares[one.user] = shares.get(one.user, 0.0) + _part(grant.resources, capacity)
+        most = capacity.total.times(share).count(one.gang.total)
+        trials = max(1, min(one.trials, most, room.count(one.gang, reserved)))
+        granted = one.gang.times(trials)
+        grants.append(Grant(one.id, trials, granted.total))
+        room.take(granted)
+        shares[one.user] = shares.get(one.user, 0.0) + _part(granted.total, capacity)
         places[one.id] = Place(position, Reason.NEXT, "starts with the next round")
     return Decision(places, tuple(grants))
 
@@ -298,7 +212,7 @@ def _shares(
     all_used = sum(used.values())
     shares = {user: hours / all_used for user, hours in used.items() if all_used > 0}
     for held in holding:
-        part = _part(held.granted, capacity) if capacity else 0.0
+        part = _part(held.gang.total, capacity) if capacity else 0.0
         shares[held.user] = shares.get(held.user, 0.0) + part
     return shares
 
@@ -312,9 +226,9 @@ def _part(granted: Resources, capacity: Capacity) -> float:
 
 
 def _never(one: Waiting, capacity: Capacity) -> tuple[Reason, str] | None:
-    if capacity.count(one):
+    if capacity.empty.count(one.gang):
         return None
-    there = _shown(capacity.total, one.gang)
+    there = _shown(capacity.total, one.gang.total)
     if capacity.limit:
         has = f"the queue may use {there} in all"
     else:
@@ -322,15 +236,19 @@ def _never(one: Waiting, capacity: Capacity) -> tuple[Reason, str] | None:
         has = f"the whole cluster has {there} on {machines} machine{'' if machines == 1 else 's'}"
     return (
         Reason.TOO_LARGE,
-        f"a trial needs {one.gang}, with {one.worker} for each worker on one machine; {has}: "
-        "lower compute.* of the spec, or add machines",
+        f"a trial needs {one.gang.total}, with {one.gang.worker} for each worker on one machine; "
+        f"{has}: lower compute.* of the spec, or add machines",
     )
 
 
-def _trials(one: Waiting, room: Resources, capacity: Capacity, share: float) -> int:
-    """How many trials side by side: as many as there is room for, within a share of the cluster."""
-    most = min(one.trials, room.count(one.gang), capacity.count(one))
-    return max(1, min(most, capacity.total.times(share).count(one.gang)))
+def _too_little(room: Room, gang: Gang) -> str:
+    free = _shown(room.free, gang.total)
+    if not room.free.holds(gang.total):
+        return f"a trial needs {gang.total}; free now: {free}"
+    return (
+        f"a trial needs {gang.total}, with {gang.worker} for each worker on one machine; free now: "
+        f"{free}, spread over the machines"
+    )
 
 
 def _shown(there: Resources, wanted: Resources) -> str:
@@ -363,7 +281,7 @@ class _Others:
     def _is_out(self, one: Waiting) -> bool:
         return (
             one.id in self._had_turn
-            or not self._capacity.count(one)
+            or not self._capacity.empty.count(one.gang)
             or self._quotas.forbids(one) is not None
         )
 
@@ -388,7 +306,7 @@ class _QuotaBook:
     def forbids(self, one: Waiting) -> tuple[Reason, str] | None:
         user, project = self._quotas.of_user(one.user), self._quotas.of_project(one.project)
         # Whoever has used up the GPU-hours may still use cores.
-        wants_gpus = one.gang.gpus > 0
+        wants_gpus = one.gang.worker.gpus > 0
         running, hours = self._users.get(one.user, 0), self._usage.gpu_hours.get(one.user, 0.0)
         if user.running is not None and running >= user.running:
             return (

@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreUnreachableError, UserError
 from focus_lab.lab.database import Database, storable, utc
-from focus_lab.lab.queue.admission import Grant, Holding, Resources, Usage
+from focus_lab.lab.queue.admission import Grant, Holding, Usage
+from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.changes import TRIES, find, lock_entry, set_entry, tell
 from focus_lab.lab.queue.entry import Entry, entry_of
 from focus_lab.lab.queue.events import write_event
@@ -42,7 +43,9 @@ class Attempt:
     @property
     def holding(self) -> Holding:
         """What admission needs to know of it."""
-        return Holding(self.entry.id, self.entry.user, self.entry.project, self.granted)
+        workers = self.trials * self.entry.gang.workers
+        gang = Gang(self.granted.times(1 / workers), workers)
+        return Holding(self.entry.id, self.entry.user, self.entry.project, gang)
 
 
 class Attempts:

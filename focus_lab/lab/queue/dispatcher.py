@@ -17,8 +17,9 @@ from structlog.contextvars import bound_contextvars
 
 from focus_lab.errors import StoreError
 from focus_lab.lab.lease import is_dead
-from focus_lab.lab.queue.admission import Capacity, Decision, Resources, decide
+from focus_lab.lab.queue.admission import Decision, decide
 from focus_lab.lab.queue.attempts import Attempt, Attempts
+from focus_lab.lab.queue.capacity import Capacity, Resources
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import Jobs, JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.leadership import FencedError, Leadership, is_draining
@@ -52,6 +53,8 @@ class Dispatcher:
         self._queue, self._jobs, self._leadership = queue, jobs, leadership
         self._name, self._note = name[:64], note
         self._told: dict[str, Any] = {}
+        self._troubles: dict[str, str] = {}
+        """Experiment -> what was said of it last, until it goes well."""
 
     def run(self, stop: threading.Event, pause_s: float = PAUSE_S) -> None:
         """Go round until told to stop; what runs then goes on without a dispatcher."""
@@ -88,7 +91,7 @@ class Dispatcher:
         try:
             capacity = capacity_of(self._jobs, self._queue.policy)
             for attempt in self._attempts.open():
-                with bound_contextvars(**attempt.entry.log_ids), self._apart():
+                with self._apart(attempt.entry):
                     self._look_after(attempt, fence)
             self._told = {
                 "cluster": True,
@@ -112,21 +115,34 @@ class Dispatcher:
         for grant in decision.grants:
             entry = self._attempts.admit(waiting[grant.id], grant, fence, self._name)
             if entry is not None:
-                with bound_contextvars(**entry.log_ids), self._apart():
+                with self._apart(entry):
                     self._jobs.submit(entry.job_id, entry.id, entry.attempt, entry.name)
 
     @contextlib.contextmanager
-    def _apart(self) -> Iterator[None]:
-        """What the cluster cannot do for one job keeps the others from nothing.
+    def _apart(self, entry: Entry) -> Iterator[None]:
+        """What fails for one experiment keeps the others from nothing, and is said once.
 
         Raises:
-            JobsUnreachableError: it does nothing for anybody.
+            JobsUnreachableError: the cluster does nothing for anybody.
+            StoreError: nor does the store, or another dispatcher leads.
         """
-        try:
-            yield
-        except JobsUnreachableError as error:
-            self._jobs.capacity()
-            self._note(str(error))
+        text = ""
+        with bound_contextvars(**entry.log_ids):
+            try:
+                yield
+            except StoreError:
+                raise
+            except JobsUnreachableError as error:
+                self._jobs.capacity()
+                text = str(error)
+            except Exception as error:
+                text = f"dispatcher: a step failed, got {type(error).__name__}: {error}"
+            if text and text != self._troubles.get(entry.id):
+                self._note(text)
+        if text:
+            self._troubles[entry.id] = text
+        else:
+            self._troubles.pop(entry.id, None)
 
     def _look_after(self, attempt: Attempt, fence: int) -> None:
         """See to one attempt that holds capacity."""

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 
 from focus_lab.errors import UserError
 from focus_lab.lab.database import storable, utc
-from focus_lab.lab.queue.admission import Resources, Waiting
+from focus_lab.lab.queue.admission import Waiting
+from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.tables import QueueRow
 
@@ -34,9 +35,8 @@ class Entry:
     attempt: int
     losses: int
     trials: int
-    gang: Resources
-    worker: Resources
-    auto_gpus: float
+    gang: Gang
+    auto_gpus: bool
     submitted_at: datetime
     queued_at: datetime
     started_at: datetime | None
@@ -58,7 +58,7 @@ class Entry:
         """What admission needs to know of it."""
         return Waiting(
             self.id, self.user, self.project, self.priority, self.queued_at, self.gang,
-            self.worker, self.trials, self.auto_gpus,
+            self.trials, self.auto_gpus,
         )  # fmt: skip
 
 
@@ -140,12 +140,21 @@ def entry_of(row: QueueRow | sa.Row[Any]) -> Entry:
         attempt=row.attempt,
         losses=row.losses,
         trials=row.trials,
-        gang=Resources(row.gang_cpus, row.gang_gpus),
-        worker=Resources(row.worker_cpus, row.worker_gpus),
-        auto_gpus=row.auto_gpus,
+        gang=_gang(row),
+        auto_gpus=row.auto_gpus > 0,
         submitted_at=submitted,
         queued_at=queued,
         started_at=utc(row.started_at),
         ended_at=utc(row.ended_at),
         message=row.message,
     )
+
+
+def _gang(row: QueueRow | sa.Row[Any]) -> Gang:
+    worker = Resources(row.worker_cpus, row.worker_gpus)
+    parts = [
+        whole / part
+        for whole, part in ((row.gang_cpus, worker.cpus), (row.gang_gpus, worker.gpus))
+        if part > 0
+    ]
+    return Gang(worker, max(1, round(max(parts, default=1.0))))

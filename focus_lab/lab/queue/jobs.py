@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from focus_lab.errors import FocusLabError
-from focus_lab.lab.queue.admission import Capacity, Resources
+from focus_lab.lab.queue.capacity import Capacity, Resources
 
 
 class JobsUnreachableError(FocusLabError):

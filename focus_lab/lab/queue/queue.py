@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, UserError
 from focus_lab.lab.database import Database, utc
-from focus_lab.lab.queue.admission import Resources
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
 from focus_lab.lab.queue.entry import (
     Entry,

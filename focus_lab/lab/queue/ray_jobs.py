@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from focus_lab.lab.queue.admission import Capacity, Resources
+from focus_lab.lab.queue.capacity import Capacity, Resources
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
 
 _TIMEOUT_S = 10.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from focus_lab.errors import UserError
 from focus_lab.lab.database import storable
-from focus_lab.lab.queue.admission import Resources
+from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.changes import told_of
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Told
@@ -65,7 +65,7 @@ class Submission:
 
     def values(self, now: datetime) -> dict[str, Any]:
         """What a submission sets in the experiment's row of the queue, new or not."""
-        gang, worker = _needs(self.spec)
+        gang = _gang(self.spec)
         return {
             "description": storable(self.spec.description),
             "project": self.submitter.project,
@@ -74,10 +74,10 @@ class Submission:
             "state": QueueState.QUEUED,
             "losses": 0,
             "trials": len(self.plan.trials),
-            "gang_cpus": gang.cpus,
-            "gang_gpus": gang.gpus,
-            "worker_cpus": worker.cpus,
-            "worker_gpus": worker.gpus,
+            "gang_cpus": gang.total.cpus,
+            "gang_gpus": gang.total.gpus,
+            "worker_cpus": gang.worker.cpus,
+            "worker_gpus": gang.worker.gpus,
             "auto_gpus": _auto_gpus(self.spec),
             "queued_at": now,
             "ended_at": None,
@@ -109,12 +109,11 @@ def check_priority(priority: int) -> None:
         )
 
 
-def _needs(spec: ExperimentSpec) -> tuple[Resources, Resources]:
-    """What a trial needs at once, and one worker of it."""
+def _gang(spec: ExperimentSpec) -> Gang:
+    """What a trial needs at once."""
     compute = spec.compute
     gpus = compute.gpus_per_worker or (1.0 if compute.device == "cuda" else 0.0)
-    worker = Resources(compute.cpus_per_worker, gpus)
-    return worker.times(compute.workers), worker
+    return Gang(Resources(compute.cpus_per_worker, gpus), compute.workers)
 
 
 def _auto_gpus(spec: ExperimentSpec) -> float:

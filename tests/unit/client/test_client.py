@@ -91,6 +91,7 @@ TEMPORARY = [
         )
     ),
     problem(429, "rate"),
+    problem(429, "too-many-streams-of-yours"),
 ]  # fmt: skip
 
 

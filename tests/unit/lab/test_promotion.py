@@ -156,6 +156,14 @@ def test_a_version_says_which_epoch_it_is_and_what_the_report_shows_instead(
     (checkpoint_folder(folder) / BEST).unlink()
     same = promote(lab, "tiny", "elastic@0.5", None, "detector", "champion")
     assert same.sentence.startswith("weights of epoch 2, the last one, as in the report: AP ")
+
+    # As early stopping leaves a trial: with fewer epochs than it was to have.
+    run.curves = {
+        metric: [(epoch, value) for epoch, value in points if epoch < 2]
+        for metric, points in run.curves.items()
+    }
+    with pytest.raises(UserError, match=r"its end: it was stopped early, got any; done are none"):
+        promote(lab, "tiny", "elastic@0.5", None, "detector", "champion")
     store.close()
 
 

@@ -12,8 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.lab.database import Database
-from focus_lab.lab.queue.admission import Grant, Resources
+from focus_lab.lab.queue.admission import Grant
 from focus_lab.lab.queue.attempts import Attempt, Attempts
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.leadership import Leadership
@@ -122,7 +123,7 @@ def admit(attempts: Attempts, fence: int) -> Callable[..., Attempt]:
     """Admits an experiment, and lets its driver begin."""
 
     def call(entry: Entry, resources: Resources | None = None, *, begin: bool = True) -> Attempt:
-        grant = Grant(entry.id, 1, resources or entry.gang)
+        grant = Grant(entry.id, 1, resources or entry.gang.total)
         admitted = attempts.admit(entry, grant, fence, "leader")
         assert admitted is not None
         return attempts.begin(entry.id, admitted.attempt) if begin else attempts.newest(admitted)

@@ -11,19 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_lab.lab.queue.admission import (
-    Capacity,
     Decision,
     Grant,
     Holding,
     Place,
     Reason,
-    Resources,
     Usage,
     Waiting,
     _shares,
     decide,
     score,
 )
+from focus_lab.lab.queue.capacity import Capacity, Gang, Resources, Room
 from focus_lab.lab.queue.policy import Policy, Quota, Quotas
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -48,11 +47,16 @@ def waits(
     trials: int = 1,
     auto: bool = False,
 ) -> Waiting:
-    worker = Resources(cpus, gpus)
-    return Waiting(
-        name, user, project, priority, NOW - timedelta(minutes=minutes), worker.times(workers),
-        worker, trials, float(workers) if auto else 0.0,
-    )  # fmt: skip
+    gang = Gang(Resources(cpus, gpus), workers)
+    since = NOW - timedelta(minutes=minutes)
+    return Waiting(name, user, project, priority, since, gang, trials, auto)
+
+
+def holds(
+    cpus: float, gpus: float = 0.0, *, workers: int = 1, name: str = "h", user: str = "x",
+    project: str = "x",
+) -> Holding:  # fmt: skip
+    return Holding(name, user, project, Gang(Resources(cpus, gpus), workers))
 
 
 def cluster(*nodes: tuple[float, float], limit: tuple[float, float] | None = None) -> Capacity:
@@ -110,7 +114,13 @@ holdings = st.lists(
         st.uuids().map(str),
         users,
         projects,
-        st.builds(Resources, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 0.3, 1.0])),
+        st.builds(
+            Gang,
+            st.builds(
+                Resources, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 0.3, 1.0])
+            ),
+            st.integers(1, 3),
+        ),
     ),
     max_size=4,
 )
@@ -148,6 +158,8 @@ class Turn:
     place: Place
     grant: Grant | None
     free: Resources
+    has_machines: bool
+    """Whether machines have room for it, besides what is free in all."""
     running_of_user: int
     running_of_project: int
     reserved: Resources
@@ -162,7 +174,8 @@ def turns(
 ) -> Iterator[Turn]:
     by_id = {one.id: one.on(capacity) for one in waiting}
     granted = {grant.id: grant for grant in decision.grants}
-    used = [held.granted for held in holding]
+    used = [held.gang.total for held in holding]
+    room = Room(capacity, [held.gang for held in holding])
     busy: list[tuple[str, str]] = [(held.user, held.project) for held in holding]
     reserved = Resources()
     for name, place in sorted(decision.places.items(), key=lambda item: item[1].position):
@@ -172,37 +185,38 @@ def turns(
             place,
             grant,
             capacity.total - sum(used, Resources()),
+            room.count(one.gang) > 0,
             sum(user == one.user for user, _ in busy),
             sum(project == one.project for _, project in busy),
             reserved,
         )
         if grant:
             used.append(grant.resources)
+            room.take(one.gang.times(grant.trials))
             busy.append((one.user, one.project))
         waited = (NOW - one.queued_at).total_seconds() / 60
         if place.reason in (Reason.ROOM, Reason.ORDER) and waited >= policy.reserve_after_minutes:
-            reserved = reserved + one.gang
+            reserved = reserved + one.gang.total
 
 
 def fits(one: Waiting, there: Resources) -> bool:
     """Whether there is what a trial needs; what it does not need may be lacking."""
-    return one.gang.cpus <= there.cpus + 1e-6 and (
-        not one.gang.gpus or one.gang.gpus <= there.gpus + 1e-6
-    )
+    gang = one.gang.total
+    return gang.cpus <= there.cpus + 1e-6 and (not gang.gpus or gang.gpus <= there.gpus + 1e-6)
 
 
 def fits_empty(one: Waiting, capacity: Capacity) -> bool:
     """Put every worker of a trial on a machine of its own choice, one after the other."""
-    if not capacity.total.holds(one.gang):
+    if not capacity.total.holds(one.gang.total):
         return False
     if capacity.limit:
         return True
-    workers = round(one.gang.cpus / one.worker.cpus)
+    worker = one.gang.worker
     left = list(capacity.nodes)
-    for _ in range(workers):
+    for _ in range(one.gang.workers):
         for number, node in enumerate(left):
-            if node.holds(one.worker):
-                left[number] = node - one.worker
+            if node.holds(worker):
+                left[number] = node - worker
                 break
         else:
             return False
@@ -222,7 +236,7 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
     positions = [place.position for place in decision.places.values()]
     assert sorted(positions) == list(range(1, len(waiting) + 1))
 
-    free = capacity.total - sum((held.granted for held in holding), Resources())
+    free = capacity.total - sum((held.gang.total for held in holding), Resources())
     taken = sum((grant.resources for grant in decision.grants), Resources())
     assert taken.cpus <= max(0.0, free.cpus) + 1e-5
     assert taken.gpus <= max(0.0, free.gpus) + 1e-5
@@ -233,7 +247,7 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
         project = policy.quotas.of_project(one.project)
         used = usage.gpu_hours.get(one.user, 0.0)
         used_by_project = usage.project_gpu_hours.get(one.project, 0.0)
-        gpus = one.gang.gpus > 0
+        gpus = one.gang.worker.gpus > 0
         truths = {
             Reason.NO_CLUSTER: not capacity.nodes and not capacity.limit,
             Reason.TOO_LARGE: not fits_empty(one, capacity),
@@ -243,8 +257,8 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
             Reason.PROJECT_HOURS: (
                 gpus and project.gpu_hours is not None and used_by_project >= project.gpu_hours
             ),
-            Reason.ORDER: fits(one, turn.free) and not fits(one, turn.free - turn.reserved),
-            Reason.ROOM: not fits(one, turn.free),
+            Reason.ORDER: turn.has_machines and not fits(one, turn.free - turn.reserved),
+            Reason.ROOM: not fits(one, turn.free) or not turn.has_machines,
         }
         if turn.grant is None:
             assert truths[reason], turn
@@ -252,7 +266,7 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
             assert reason is Reason.NEXT
             assert not any(truths.values()), turn
             assert 1 <= turn.grant.trials <= one.trials
-            assert turn.grant.resources == one.gang.times(turn.grant.trials)
+            assert turn.grant.resources == one.gang.times(turn.grant.trials).total
 
 
 @given(queues(), holdings, clusters, usages, policies)
@@ -264,7 +278,7 @@ def test_whoevers_turn_it_is_has_the_highest_score_after_all_grants_before(
     policy: Policy,
 ) -> None:
     decision = decide(waiting, holding, capacity, usage, policy, NOW)
-    granted = {grant.id: grant.resources for grant in decision.grants}
+    granted = {grant.id: grant.trials for grant in decision.grants}
     left = sorted(waiting, key=lambda one: decision.places[one.id].position)
     holding = list(holding)
     while left:
@@ -273,7 +287,8 @@ def test_whoevers_turn_it_is_has_the_highest_score_after_all_grants_before(
         one = left.pop(0)
         assert score(one, shares, policy, NOW) == pytest.approx(best)
         if one.id in granted:
-            holding.append(Holding(one.id, one.user, one.project, granted[one.id]))
+            gang = one.on(capacity).gang.times(granted[one.id])
+            holding.append(Holding(one.id, one.user, one.project, gang))
 
 
 @given(queues(), holdings, clusters, usages, policies)
@@ -345,11 +360,11 @@ class Cluster:
         by_id = {one.id: one for one in self.waiting}
         for grant in decision.grants:
             one = by_id.pop(grant.id)
-            held = Holding(one.id, one.user, one.project, grant.resources)
+            held = Holding(one.id, one.user, one.project, one.gang.times(grant.trials))
             self.running[one.id] = held, self.at + self.minutes_each
             self.started[one.id] = self.at
         for held, _ in self.running.values():
-            self.used[held.user] = self.used.get(held.user, 0.0) + held.granted.cpus / 60
+            self.used[held.user] = self.used.get(held.user, 0.0) + held.gang.total.cpus / 60
         self.waiting = list(by_id.values())
         self.at += 1
 
@@ -420,7 +435,7 @@ def test_the_score_is_priority_and_waiting_less_the_share() -> None:
 
 
 def test_the_share_is_that_of_the_past_and_that_of_the_cluster_now() -> None:
-    held = (Holding("h", "alice", "x", Resources(16, 2)),)
+    held = (holds(8, 1, workers=2, user="alice"),)
     usage = Usage({"alice": 3.0, "bob": 1.0}, {}, {"alice": 0.0, "bob": 50.0})
     assert _shares(held, cluster((32, 8)), usage) == {"alice": 0.75 + 0.25, "bob": 0.25}
     # Where there are no GPUs, cores count.
@@ -476,7 +491,7 @@ def test_users_who_have_nothing_yet_take_turns_within_one_round(
 )  # fmt: skip
 def test_how_many_trials_run_side_by_side(waiting: list[Waiting], granted: dict[str, int]) -> None:
     kept = {"users": {"kept": {"running": 1}}}
-    holding = (Holding("h", "kept", "x", Resources()),)
+    holding = (holds(0, user="kept"),)
     decision = ask(*waiting, on=cluster((8, 0)), holding=holding, quotas=kept)
     assert {grant.id: grant.trials for grant in decision.grants} == granted
 
@@ -494,11 +509,11 @@ def test_fractions_of_gpus_add_up() -> None:
     # 0.1 is no binary fraction: ten of them are not quite one.
     decision = ask(waits("a", 0.1, 0.1, trials=99), on=cluster((4, 1)))
     assert decision.grants[0].trials == 10
-    nine = tuple(Holding(str(n), "x", "x", Resources(0.1, 0.1)) for n in range(9))
+    nine = tuple(holds(0.1, 0.1, name=str(n)) for n in range(9))
     assert (
         ask(waits("a", 0.1, 0.1, trials=9), on=cluster((4, 1)), holding=nine).grants[0].trials == 1
     )
-    full = (*nine, Holding("9", "x", "x", Resources(0.1, 0.1)))
+    full = (*nine, holds(0.1, 0.1, name="9"))
     decision = ask(waits("a", 0.1, 0.1), on=cluster((4, 1)), holding=full)
     assert texts(decision)["a"] == (
         "a trial needs 0.1 GPUs and 0.1 cores; free now: 0 GPUs and 3 cores"
@@ -513,6 +528,32 @@ def test_what_is_left_over_on_each_machine_is_of_no_use() -> None:
     # halves of one.
     pairs = waits("a", cpus=3, workers=2, trials=9)
     assert ask(pairs, on=cluster((4, 0), (4, 0), (4, 0))).grants[0].trials == 1
+
+
+def test_a_worker_that_no_single_machine_has_room_for_waits_and_says_so() -> None:
+    two = cluster((8, 4), (8, 4))
+    # Six of eight GPUs are held, three on each machine at best.
+    held = (holds(1, 3, workers=2),)
+    pair, one = waits("pair", 1, 2, priority=1), waits("one", 1, 1, trials=9)
+    decision = ask(pair, one, on=two, holding=held)
+    assert texts(decision)["pair"] == (
+        "a trial needs 2 GPUs and 1 core, with 2 GPUs and 1 core for each worker on one machine; "
+        "free now: 2 GPUs and 14 cores, spread over the machines"
+    )
+    # What fits beside starts, and keeps its share: somebody waits for room.
+    assert decision.grants == (Grant("one", 2, Resources(2, 2)),)
+    # A gang of two fits, one worker on each.
+    assert len(ask(waits("gang", 1, 1, workers=2), on=two, holding=held).grants) == 1
+
+
+def test_what_is_granted_within_one_round_takes_room_on_machines_as_well() -> None:
+    three = (waits(name, cpus=3) for name in "abc")
+    decision = ask(*three, on=cluster((4, 0), (5, 0)))
+    assert [grant.id for grant in decision.grants] == ["a", "b"]
+    assert texts(decision)["c"] == (
+        "a trial needs 3 cores, with 3 cores for each worker on one machine; free now: 3 cores, "
+        "spread over the machines"
+    )
 
 
 @pytest.mark.parametrize("cores", [5e-324, 1e-9])
@@ -550,14 +591,14 @@ def test_a_limit_counts_instead_of_the_machines() -> None:
 
 
 def test_a_cluster_that_has_shrunk_below_what_is_held_grants_nothing() -> None:
-    held = (Holding("h", "x", "x", Resources(16)),)
+    held = (holds(16),)
     decision = ask(waits("a"), on=cluster((4, 0)), holding=held)
     assert decision.grants == ()
     assert texts(decision) == {"a": "a trial needs 1 core; free now: 0 cores"}
 
 
 def test_whoever_waits_for_room_for_a_short_time_may_be_passed() -> None:
-    held = (Holding("h", "x", "x", Resources(1)),)
+    held = (holds(1),)
     large, small = waits("large", cpus=4, minutes=9, priority=5), waits("small")
     assert [g.id for g in ask(large, small, on=cluster((4, 0)), holding=held).grants] == ["small"]
     longer = replace(large, queued_at=NOW - timedelta(minutes=10))
@@ -567,7 +608,7 @@ def test_whoever_waits_for_room_for_a_short_time_may_be_passed() -> None:
 
 
 def test_room_is_kept_of_what_is_needed_and_of_nothing_else() -> None:
-    held = (Holding("h", "x", "x", Resources(0, 6)),)
+    held = (holds(0, 6),)
     large = waits("large", cpus=4, gpus=4, minutes=60, priority=9)
     gpus = waits("gpus", gpus=1)
     cores = waits("cores", cpus=2, trials=9)
@@ -582,7 +623,7 @@ def test_room_is_kept_of_what_is_needed_and_of_nothing_else() -> None:
     assert decision.grants == (Grant("cores", 2, Resources(4)),)
 
 
-HELD = (Holding("h", "bob", "vision", Resources(3, 1)),)
+HELD = (holds(3, 1, user="bob", project="vision"),)
 SENTENCES: list[tuple[Reason, Waiting, dict[str, object], str]] = [
     (
         Reason.NEXT,

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from focus_lab.lab.queue.admission import Grant, Holding, Resources
+from focus_lab.lab.queue.admission import Grant, Holding
 from focus_lab.lab.queue.attempts import Attempt, Attempts, SupersededError
+from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.changes import NoEntryError
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Cursor, EventLog
@@ -45,7 +46,7 @@ def test_an_attempt_from_its_grant_to_its_end(
     assert admitted.job_id == f"{entry.id}-1"
     [held] = attempts.open()
     assert held == attempts.newest(admitted) == Attempt(admitted, Resources(2, 1), 2, False, None)
-    assert held.holding == Holding(entry.id, "alice", "vision", Resources(2, 1))
+    assert held.holding == Holding(entry.id, "alice", "vision", Gang(Resources(1, 0.5), 2))
 
     clock.advance(minutes=1)
     began = attempts.begin(entry.id, 1)
@@ -78,10 +79,10 @@ def test_whoever_saw_an_older_version_changes_nothing(
     entry, _ = submit()
     queue.set_priority(entry.id, 3, "alice")
     before = everything(store)
-    assert attempts.admit(entry, Grant(entry.id, 1, entry.gang), fence, "leader") is None
+    assert attempts.admit(entry, Grant(entry.id, 1, entry.gang.total), fence, "leader") is None
     assert everything(store) == before
     seen = queue.entry(entry.id)
-    admitted = attempts.admit(seen, Grant(entry.id, 1, entry.gang), fence, "leader")
+    admitted = attempts.admit(seen, Grant(entry.id, 1, entry.gang.total), fence, "leader")
     assert admitted is not None
     attempts.begin(entry.id, 1)
     before = everything(store)
@@ -103,11 +104,13 @@ def test_a_dispatcher_that_no_longer_leads_can_write_nothing(
     before = everything(store)
     for old in (0, 1, 3):
         with pytest.raises(FencedError):
-            attempts.admit(waiting, Grant(waiting.id, 1, waiting.gang), old, "leader")
+            attempts.admit(waiting, Grant(waiting.id, 1, waiting.gang.total), old, "leader")
         with pytest.raises(FencedError):
             attempts.settle(running, old, "leader")
     assert everything(store) == before
-    assert attempts.admit(waiting, Grant(waiting.id, 1, waiting.gang), 2, "another") is not None
+    assert (
+        attempts.admit(waiting, Grant(waiting.id, 1, waiting.gang.total), 2, "another") is not None
+    )
     assert attempts.settle(running, 2, "another") is not None
 
 

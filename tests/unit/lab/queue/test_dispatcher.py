@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from structlog.contextvars import get_contextvars
 from world import LEASE_S, Fate, World, fated
 
 from focus_lab.errors import StoreUnreachableError
 from focus_lab.lab.lease import _machine
-from focus_lab.lab.queue.admission import Reason, Resources
+from focus_lab.lab.queue.admission import Reason
 from focus_lab.lab.queue.attempts import SupersededError
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.dispatcher import Dispatcher, capacity_of, decide_now
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.events import Cursor, EventLog
@@ -406,16 +408,26 @@ def test_an_entry_that_a_frozen_process_has_locked_keeps_the_others_from_nothing
     assert world.queue.entry("locked").attempt == locked.attempt + 1 + (not waits)
 
 
-def test_trouble_with_one_job_keeps_the_others_from_nothing(
-    world: World, one: Entry, submit: Submit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "said"),
+    [
+        (JobsUnreachableError("cannot say"), "cannot say"),
+        (ZeroDivisionError("odd"), "dispatcher: a step failed, got ZeroDivisionError: odd"),
+    ],
+)
+def test_trouble_with_one_job_keeps_the_others_from_nothing_and_is_said_once(
+    world: World, one: Entry, submit: Submit, monkeypatch: pytest.MonkeyPatch,
+    trouble: Exception, said: str,
+) -> None:  # fmt: skip
     status, submit_job = world.jobs.status, world.jobs.submit
-    notes: list[str] = []
-    world.dispatchers[0]._note = notes.append
+    notes: list[tuple[str, object]] = []
+    world.dispatchers[0]._note = lambda text: notes.append(
+        (text, get_contextvars().get("experiment"))
+    )
 
     def troubled(job_id: str, *rest: Any, call: Any) -> Any:
         if job_id.startswith(one.id):
-            raise JobsUnreachableError("cannot say")
+            raise trouble
         return call(job_id, *rest)
 
     monkeypatch.setattr(world.jobs, "status", lambda *a: troubled(*a, call=status))
@@ -423,8 +435,16 @@ def test_trouble_with_one_job_keeps_the_others_from_nothing(
     submit("two", to=world.queue)
     world.dispatchers[0].round()
     assert world.queue.entry("two").state is S.STARTING
+    world.dispatchers[0].round()
     assert world.queue.entry("one") == one
-    assert notes == ["cannot say"]
+    assert notes == [(said, one.id)]
+    # After a round without trouble it is new again.
+    monkeypatch.setattr(world.jobs, "status", status)
+    monkeypatch.setattr(world.jobs, "submit", submit_job)
+    world.dispatchers[0].round()
+    monkeypatch.setattr(world.jobs, "status", lambda *a: troubled(*a, call=status))
+    world.dispatchers[0].round()
+    assert notes == [(said, one.id)] * 2
 
 
 def test_rounds_go_on_whatever_happens_in_one(

@@ -128,7 +128,7 @@ def test_a_reader_misses_nothing_and_sees_nothing_twice_while_many_write(
             try:
                 match chance.randrange(6):
                     case 0:
-                        attempts.admit(entry, Grant(entry.id, 1, entry.gang), fence, "leader")
+                        attempts.admit(entry, Grant(entry.id, 1, entry.gang.total), fence, "leader")
                     case 1:
                         attempts.begin(entry.id, entry.attempt)
                     case 2 if entry.state.is_admitted:

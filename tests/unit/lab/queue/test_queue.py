@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from focus_lab.errors import UserError
-from focus_lab.lab.queue.admission import Grant, Resources
+from focus_lab.lab.queue.admission import Grant
 from focus_lab.lab.queue.attempts import Attempts, SupersededError
+from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.changes import NoEntryError
 from focus_lab.lab.queue.entry import Entry, Filters, read_cursor
 from focus_lab.lab.queue.events import Cursor, EventLog
@@ -76,7 +77,7 @@ def test_a_submitted_experiment_is_queued_with_its_trials_and_an_event(
     assert queue.entry("one") == queue.entry(entry.id) == entry
     assert (entry.state, entry.version, entry.attempt, entry.losses) == (S.QUEUED, 0, 0, 0)
     assert (entry.user, entry.project, entry.priority) == ("alice", "vision", 3)
-    assert (entry.gang, entry.worker, entry.trials) == (Resources(2), Resources(2), 2)
+    assert (entry.gang, entry.trials) == (Gang(Resources(2)), 2)
     assert entry.submitted_at == entry.queued_at == clock.at
     assert store.experiment("one").folder == tmp_path / "one"
     assert [trial.state for trial in store.trials(entry.id)] == [TrialState.PENDING] * 2
@@ -85,20 +86,20 @@ def test_a_submitted_experiment_is_queued_with_its_trials_and_an_event(
     assert event.data == {"name": "one", "state": "QUEUED", "version": 0, "priority": 3}
 
 
-NEEDS: list[tuple[dict[str, Any], Resources, Resources, float]] = [
-    ({"device": "cpu"}, Resources(1), Resources(1), 0),
-    ({"device": "cpu", "workers": 2, "cpus_per_worker": 3.0}, Resources(3), Resources(6), 0),
-    ({"device": "cuda", "workers": 2}, Resources(1, 1), Resources(2, 2), 0),
-    ({"device": "cuda", "gpus_per_worker": 0.25}, Resources(1, 0.25), Resources(1, 0.25), 0),
-    ({"device": "auto", "workers": 2}, Resources(1), Resources(2), 2),
-    ({"device": "auto", "gpus_per_worker": 0.5}, Resources(1, 0.5), Resources(1, 0.5), 0),
+NEEDS: list[tuple[dict[str, Any], Gang, bool]] = [
+    ({"device": "cpu"}, Gang(Resources(1)), False),
+    ({"device": "cpu", "workers": 2, "cpus_per_worker": 3.0}, Gang(Resources(3), 2), False),
+    ({"device": "cuda", "workers": 2}, Gang(Resources(1, 1), 2), False),
+    ({"device": "cuda", "gpus_per_worker": 0.25}, Gang(Resources(1, 0.25)), False),
+    ({"device": "auto", "workers": 2}, Gang(Resources(1), 2), True),
+    ({"device": "auto", "gpus_per_worker": 0.5}, Gang(Resources(1, 0.5)), False),
 ]
 
 
 def test_what_a_trial_needs_is_what_its_executor_will_take(submit: Submit) -> None:
-    for number, (compute, worker, gang, auto) in enumerate(NEEDS):
+    for number, (compute, gang, auto) in enumerate(NEEDS):
         entry, _ = submit(f"e{number}", compute=compute)
-        assert (entry.worker, entry.gang, entry.waiting.auto_gpus) == (worker, gang, auto)
+        assert (entry.gang, entry.waiting.auto_gpus) == (gang, auto)
 
 
 def test_the_same_experiment_twice_is_one_in_any_state_but_failed_and_cancelled(
@@ -303,7 +304,7 @@ def test_whoever_cancels_and_whoever_admits_do_not_both_get_their_way(
 ) -> None:
     for number in range(5):
         entry, _ = submit(f"e{number}")
-        grant = Grant(entry.id, 1, entry.gang)
+        grant = Grant(entry.id, 1, entry.gang.total)
         cancelled, admitted = together(
             lambda entry=entry: queue.act(entry.id, Action.CANCEL, "alice"),
             lambda entry=entry, grant=grant: attempts.admit(entry, grant, fence, "leader"),
@@ -530,7 +531,7 @@ def test_whatever_is_done_in_whatever_order_leaves_an_audit_without_gaps(
                 queue.set_priority(name, chance.randrange(3), "alice")
             case 4:
                 for entry in queue.waiting():
-                    attempts.admit(entry, Grant(entry.id, 1, entry.gang), fence, "leader")
+                    attempts.admit(entry, Grant(entry.id, 1, entry.gang.total), fence, "leader")
             case 5:
                 entry = queue.entry(name)
                 attempts.begin(entry.id, entry.attempt)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx2
 import pytest
 
-from focus_lab.lab.queue.admission import Capacity, Resources
+from focus_lab.lab.queue.capacity import Capacity, Resources
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.ray_jobs import RayJobs
 

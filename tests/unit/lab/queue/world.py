@@ -15,8 +15,8 @@ import pytest
 
 from focus_lab.errors import StoreUnreachableError
 from focus_lab.lab.database import Database
-from focus_lab.lab.queue.admission import Resources
 from focus_lab.lab.queue.attempts import Attempts, SupersededError
+from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.entry import Entry, Filters
 from focus_lab.lab.queue.jobs import JobStatus, JobsUnreachableError, MemoryJob, MemoryJobs

@@ -1,0 +1,81 @@
+"""Room: what fits on machines beside what is held, against a search through all placements."""
+
+from __future__ import annotations
+
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from focus_lab.lab.queue.capacity import Capacity, Gang, Resources, Room
+
+sizes = st.builds(
+    Resources, st.sampled_from([1.0, 2.0, 3.0, 5.0]), st.sampled_from([0.0, 0.5, 1.0, 2.0])
+)
+machines = st.lists(
+    st.builds(Resources, st.sampled_from([2.0, 4.0, 8.0]), st.sampled_from([0.0, 1.0, 4.0])),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+gangs = st.builds(Gang, sizes, st.integers(1, 3))
+
+
+def can_be_placed(free: tuple[Resources, ...], workers: list[Resources]) -> bool:
+    """Try every machine for every worker."""
+    if not workers:
+        return True
+    first, *others = workers
+    return any(
+        machine.holds(first)
+        and can_be_placed((*free[:place], machine - first, *free[place + 1 :]), others)
+        for place, machine in enumerate(free)
+    )
+
+
+def workers_of(held: list[Gang]) -> list[Resources]:
+    return [gang.worker for gang in held for _ in range(gang.workers)]
+
+
+@given(machines, st.lists(gangs, max_size=3), gangs)
+def test_what_fits_can_be_placed_beside_all_that_is_held(
+    nodes: tuple[Resources, ...], held: list[Gang], wanted: Gang
+) -> None:
+    assume(can_be_placed(nodes, workers_of(held)))
+    room = Room(Capacity(nodes), held)
+    count = min(2, room.count(wanted))
+    assert can_be_placed(nodes, workers_of([*held, wanted.times(count)]))
+
+
+@given(machines, sizes, st.integers(0, 4), st.integers(1, 3))
+@example((Resources(4.0), Resources(5.0)), Resources(3.0), 1, 1)
+def test_among_workers_of_one_size_nothing_that_fits_is_overlooked(
+    nodes: tuple[Resources, ...], size: Resources, held: int, wanted: int
+) -> None:
+    assume(can_be_placed(nodes, [size] * held))
+    room = Room(Capacity(nodes), [Gang(size)] * held)
+    assert bool(room.count(Gang(size, wanted))) == can_be_placed(nodes, [size] * (held + wanted))
+
+
+@given(machines, gangs)
+def test_what_fits_while_nothing_runs_fits_again_when_all_has_ended(
+    nodes: tuple[Resources, ...], wanted: Gang
+) -> None:
+    capacity = Capacity(nodes)
+    before = capacity.empty.count(wanted)
+    room = Room(capacity)
+    for _ in range(before):
+        assert room.count(wanted)
+        room.take(wanted)
+    assert not room.count(wanted)
+    assert capacity.empty.count(wanted) == before
+
+
+def test_small_workers_go_where_they_leave_the_least_over() -> None:
+    """So that a machine with GPUs keeps them for those who need them."""
+    capacity = Capacity((Resources(8, 4), Resources(8, 0)))
+    room = Room(capacity, [Gang(Resources(1), 8)])
+    assert room.count(Gang(Resources(2, 1))) == 4
+
+
+def test_room_that_is_kept_counts_in_all_and_not_by_machine() -> None:
+    room = Room(Capacity((Resources(4), Resources(4))))
+    assert room.count(Gang(Resources(2))) == 4
+    assert room.count(Gang(Resources(2)), Resources(4)) == 2
