@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,22 +59,26 @@ host(sys.argv[1], int(sys.argv[2]), sys.argv[3])
 """
 
 
-def bench_service(
-    store: str | None,
-    queued: int,
-    per_s: float,
-    listeners: int,
-    seconds: float,
-    progress: Callable[[str], None],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Load:
+    """What the service has to bear."""
+
+    queued: int
+    """Experiments that wait."""
+    per_s: float
+    """Submissions a second."""
+    listeners: int
+    """Open streams."""
+    seconds: float
+    """For how long each kind of request lasts."""
+
+
+def bench_service(store: str | None, load: Load, progress: Callable[[str], None]) -> dict[str, Any]:
     """Measure.
 
     Args:
         store: URL of an empty database; None for SQLite in a temporary folder.
-        queued: experiments that wait.
-        per_s: submissions a second.
-        listeners: open streams.
-        seconds: for how long each load lasts.
+        load: what to bear.
         progress: told what is done now.
 
     Returns:
@@ -84,15 +89,14 @@ def bench_service(
         url = store or f"sqlite:///{Path(folder) / 'lab.db'}"
         opened = Store(url)
         queue = Queue(opened, _POLICY)
-        progress(f"queueing {queued} experiments …")
+        progress(f"queueing {load.queued} experiments …")
         begun = time.perf_counter()
-        ids = _fill(queue, Path(folder), queued)
+        ids = _fill(queue, Path(folder), load.queued)
         token = Tokens(opened.database).create("bench", Scope.ADMIN, days=1)
         filled = time.perf_counter() - begun
         with serving(url, folder) as (base, pid):
-            rows, events, memory = asyncio.run(
-                _load(base, pid, token, queue, ids, per_s, listeners, seconds, progress)
-            )
+            server = _Server(base, pid, {"authorization": f"Bearer {token}"})
+            rows, events, memory = asyncio.run(_bear(server, load, queue, ids, progress))
         shown = opened.url.split(":")[0]
         opened.close()
     return {
@@ -101,8 +105,8 @@ def bench_service(
         "cores": os.cpu_count(),
         "database": shown,
         "versions": {"python": platform.python_version()},
-        "queued": queued,
-        "fill_per_s": queued / filled if filled else None,
+        "queued": load.queued,
+        "fill_per_s": load.queued / filled if filled else None,
         "rows": rows,
         "events": events,
         "memory_mb": memory,
@@ -187,42 +191,44 @@ def serving(url: str, folder: str) -> Iterator[tuple[str, int]]:
             process.wait(30)
 
 
-async def _load(
-    base: str,
-    pid: int,
-    token: str,
+@dataclass(frozen=True)
+class _Server:
+    address: str
+    pid: int
+    headers: dict[str, str]
+
+
+async def _bear(
+    server: _Server,
+    load: Load,
     queue: Queue,
     ids: Sequence[str],
-    per_s: float,
-    listeners: int,
-    seconds: float,
     progress: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[float]]:
-    limits = httpx2.Limits(max_connections=listeners + 100, max_keepalive_connections=100)
+    limits = httpx2.Limits(max_connections=load.listeners + 100, max_keepalive_connections=100)
     rows = []
-    headers = {"authorization": f"Bearer {token}"}
     # The streams need some that wait: no more than half are cancelled, and then again.
     some = itertools.cycle(ids[: len(ids) // 2] or ids)
     async with httpx2.AsyncClient(
-        base_url=base, headers=headers, limits=limits, timeout=60.0
+        base_url=server.address, headers=server.headers, limits=limits, timeout=60.0
     ) as client:
-        memory = [resident_mb(pid)]
+        memory = [resident_mb(server.pid)]
         for case in GOALS_MS:
-            pace = per_s if case == "submit" else min(per_s, 20.0)
-            progress(f"{case}: {pace:g} a second for {seconds:g} s …")
+            pace = load.per_s if case == "submit" else min(load.per_s, 20.0)
+            progress(f"{case}: {pace:g} a second for {load.seconds:g} s …")
 
             async def one(number: int, case: str = case) -> float:
                 return await _timed(client, case, number, ids, some)
 
             # A server that has run for a while: connections, prepared statements, caches.
             await _paced(one, pace, _WARM_S)
-            before = _cpu_s(pid)
-            took = await _paced(one, pace, seconds)
-            rows.append(_row(case, took, pace, _cpu_s(pid) - before))
-            memory.append(resident_mb(pid))
-        progress(f"{listeners} streams …")
-        events = await _streams(client, queue, ids, listeners, seconds)
-        memory.append(resident_mb(pid))
+            before = _cpu_s(server.pid)
+            took = await _paced(one, pace, load.seconds)
+            rows.append(_row(case, took, pace, _cpu_s(server.pid) - before))
+            memory.append(resident_mb(server.pid))
+        progress(f"{load.listeners} streams …")
+        events = await _streams(client, queue, ids, load)
+        memory.append(resident_mb(server.pid))
     return rows, events, memory
 
 
@@ -259,11 +265,11 @@ async def _paced(one: Callable[[int], Any], per_s: float, seconds: float) -> lis
 
 
 async def _streams(
-    client: httpx2.AsyncClient, queue: Queue, ids: Sequence[str], listeners: int, seconds: float
+    client: httpx2.AsyncClient, queue: Queue, ids: Sequence[str], load: Load
 ) -> dict[str, Any]:
     """Every listener must see every event, in order; with the delay from commit to arrival."""
     ready = asyncio.Semaphore(0)
-    writes = max(10, int(10 * seconds))
+    writes = max(10, int(10 * load.seconds))
     delays: list[float] = []
 
     async def listen() -> list[str]:
@@ -276,8 +282,8 @@ async def _streams(
                     return seen
         return seen
 
-    tasks = [asyncio.create_task(listen()) for _ in range(listeners)]
-    for _ in range(listeners):
+    tasks = [asyncio.create_task(listen()) for _ in range(load.listeners)]
+    for _ in range(load.listeners):
         await ready.acquire()
     await asyncio.sleep(1.0)
 
@@ -294,7 +300,7 @@ async def _streams(
     found = await asyncio.wait_for(asyncio.gather(*tasks), 120)
     equal = sum(seen == found[0] for seen in found)
     return {
-        "listeners": listeners,
+        "listeners": load.listeners,
         "events": writes,
         "complete_and_in_order": equal,
         "p50_ms": _percentile(delays, 50),

@@ -148,9 +148,11 @@ def bench_service(
     as_json: Json = False,
 ) -> None:
     """The service on loopback, with an empty store: submits, lists, details, cancels, streams."""
+    from service.bench import Load
     from service.bench import bench_service as bench
 
-    result = bench(store, queued, per_s, listeners, seconds, lambda text: talk.print(text))
+    load = Load(queued, per_s, listeners, seconds)
+    result = bench(store, load, lambda text: talk.print(text))
     if as_json:
         print_json(result)
         return
