@@ -32,13 +32,18 @@ def detail(state: State, entry: Entry) -> models.ExperimentDetail:
     states = [trial.state.value for trial in trials]
     return models.ExperimentDetail(
         **_fields(state, entry),
-        spec=stored.spec,
+        spec=shown_spec(state, stored),
         trial_states={name: states.count(name) for name in dict.fromkeys(states)},
         cpus=entry.gang.total.cpus,
         gpus=entry.gang.total.gpus,
         comparison_url=comparison_url(state, stored),
         report_ready=(stored.folder / "report" / PAGE).is_file(),
     )
+
+
+def shown_spec(state: State, stored: Experiment) -> dict[str, Any]:
+    """An experiment's spec as a client would write it: what is registered stands there by name."""
+    return state.queue.policy.registry.named(stored.spec)
 
 
 def comparison_url(state: State, stored: Experiment) -> str | None:

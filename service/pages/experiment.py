@@ -71,7 +71,7 @@ def show(experiment: Id, request: Request, state: Lab, site: Pages, principal: R
         samples=_samples(stored, trials),
         names=trial_names(rows),
         quality=quality, cost=cost, directions=directions,
-        spec_text=as_text(stored.spec),
+        spec_text=as_text(detail.spec),
         poll=_POLL_S if entry.state.is_admitted else 0,
         after=str(history.cursor),
     )  # fmt: skip

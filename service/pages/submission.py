@@ -13,6 +13,7 @@ from focus_lab.errors import SpecError
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
 from focus_lab.specs.reference import sections
+from service import views
 from service.auth import Writer
 from service.pages.site import PageRoute, Site, site_of
 from service.state import State, state_of
@@ -47,7 +48,7 @@ def submit(
     text = _EXAMPLE
     if origin:
         entry = state.queue.entry(origin)
-        text = as_yaml(state.queue.store.experiment(entry.id).spec)
+        text = as_yaml(views.shown_spec(state, state.queue.store.experiment(entry.id)))
     return site.page(
         request, "submit.html.jinja", principal,
         text=text, origin=origin, sections=sections(), project=principal.project,

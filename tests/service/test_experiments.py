@@ -293,6 +293,23 @@ class TestWithLimits:
         assert code_of(answer) == (400, "spec-invalid")
         assert sentence in " ".join([answer.json()["detail"], *answer.json()["errors"]])
 
+    def test_what_is_registered_is_shown_by_name_and_can_be_submitted_again(
+        self, client: TestClient, spec: Spec
+    ) -> None:
+        content = spec("one", sweep={"axes": {"data.root": ["@fish"]}})
+        content["data"] = {"kind": "coco", "root": "@fish"}
+        content["training"]["start_from"] = "@lite0"
+        assert client.post("/experiments", json=content).status_code == 202
+        shown = client.get("/experiments/one").json()["spec"]
+        assert shown["data"]["root"] == "@fish"
+        assert shown["sweep"]["axes"] == {"data.root": ["@fish"]}
+        assert shown["training"]["start_from"] == "@lite0"
+        copy = client.get("/ui/submit?from=one").text
+        assert "@fish" in copy
+        assert "/srv/fish" not in copy
+        again = client.post("/experiments", json=shown)
+        assert (again.status_code, again.json()["created"]) == (200, False)
+
     def test_neither_in_an_axis_nor_in_a_cell(self, client: TestClient, spec: Spec) -> None:
         content = spec("one", sweep={"axes": {"data.root": ["@fish", "/etc"]}})
         content["data"] = {"kind": "coco", "root": "@fish"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import Field
@@ -36,11 +37,30 @@ class Registry(Spec):
             SpecError: a name is not known.
         """
         problems: list[str] = []
-        resolved = self._resolved(content, (), problems)
+
+        def place_of(path: str, value: str, places: dict[str, str]) -> str:
+            match = re.fullmatch(_NAME, value)
+            if match is None:
+                return value
+            if match[1] not in places:
+                problems.append(_unknown(path, value, places))
+            return places.get(match[1], value)
+
+        resolved = self._replaced(content, (), place_of)
         if problems:
             raise SpecError(*problems)
         assert isinstance(resolved, dict)
         return resolved
+
+    def named(self, content: dict[str, Any]) -> dict[str, Any]:
+        """A spec with places replaced by their names, where they have any: `resolve` backwards."""
+
+        def name_of(path: str, value: str, places: dict[str, str]) -> str:
+            return next((f"@{name}" for name, place in places.items() if place == value), value)
+
+        named = self._replaced(content, (), name_of)
+        assert isinstance(named, dict)
+        return named
 
     def check(self, plan: Plan) -> None:
         """See that no cell names a place that is not registered.
@@ -79,20 +99,16 @@ class Registry(Spec):
             found.append(_unknown("compute.storage", storage, self.storages))
         return found
 
-    def _resolved(self, value: Any, path: tuple[str, ...], problems: list[str]) -> Any:
+    def _replaced(
+        self, value: Any, path: tuple[str, ...], replace: Callable[[str, str, dict[str, str]], str]
+    ) -> Any:
         if isinstance(value, dict):
-            return {k: self._resolved(v, (*path, str(k)), problems) for k, v in value.items()}
-        if isinstance(value, list):
-            return [self._resolved(item, path, problems) for item in value]
-        match = re.fullmatch(_NAME, value) if isinstance(value, str) else None
-        kind = self._kind(".".join(path)) if match else None
-        if match is None or kind is None:
-            return value
-        names: dict[str, str] = getattr(self, kind)
-        if match[1] not in names:
-            problems.append(_unknown(".".join(path), value, names))
-            return value
-        return names[match[1]]
+            return {k: self._replaced(v, (*path, str(k)), replace) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._replaced(item, path, replace) for item in value]
+        dotted = ".".join(path)
+        kind = self._kind(dotted) if isinstance(value, str) else None
+        return value if kind is None else replace(dotted, value, getattr(self, kind))
 
     @staticmethod
     def _kind(dotted: str) -> str | None:
