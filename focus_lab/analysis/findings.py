@@ -13,6 +13,8 @@ from focus_lab.analysis.summary import CellSummary, Comparison
 
 _RECALL = "tokens/foreground_recall"
 _WANTED_RECALL = 0.95
+_AP = "coco/AP"
+"""AP of every kind begins with it."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ def find(comparison: Comparison) -> Findings:
         *_cheapest(comparison),
         *_foreground(comparison),
         *_read(comparison),
+        *_without_effect(comparison),
         *unfinished,
     )
     return Findings(answer, certainty(comparison))
@@ -186,6 +189,38 @@ def _read(comparison: Comparison) -> list[str]:
         f"read at several keep ratios: {compared.get(trained, unknown)}."
         for trained, cells in groups.items()
     ]
+
+
+def _without_effect(comparison: Comparison) -> list[str]:
+    """Cells whose trainings were the baseline's to the last digit, as no true difference is."""
+    if comparison.baseline is None:
+        return []
+    reference = _ap_curves(comparison, comparison.baseline)
+    same = []
+    for cell in comparison.measured:
+        curves = _ap_curves(comparison, cell)
+        shared = curves.keys() & reference.keys()
+        is_other = cell.name != comparison.baseline.name and cell.record.read_from is None
+        if is_other and shared and all(curves[seed] == reference[seed] for seed in shared):
+            same.append(cell)
+    if not same:
+        return []
+    have, change = ("has", "changes") if len(same) == 1 else ("have", "change")
+    return [
+        f"{phrases.names(same)} {have} exactly the baseline's numbers, in every epoch: what "
+        f"{'it' if len(same) == 1 else 'they'} {change} had no effect on these data, so that "
+        "nothing is compared."
+    ]
+
+
+def _ap_curves(comparison: Comparison, cell: CellSummary) -> dict[int, dict[str, object]]:
+    """Seed -> AP of every kind by epoch, of trials that detected anything."""
+    found = {}
+    for trial in comparison.record.trials_of(cell.name):
+        curves = {metric: points for metric, points in trial.curves.items() if _AP in metric}
+        if any(value > 0 for points in curves.values() for _, value in points):
+            found[trial.seed] = dict[str, object](curves)
+    return found
 
 
 def _unfinished(comparison: Comparison) -> list[str]:

@@ -53,6 +53,7 @@ def data_check(
 ) -> None:
     """Judge the data set of a spec: counts, sizes, foreground share, repairs, unreadable images."""
     from focus_lab.data.check import check_dataset
+    from focus_lab.model.foreground_targets import one_level_only
     from focus_lab.specs.load import load_experiment
 
     spec, _ = load_experiment(file, settings)
@@ -62,5 +63,8 @@ def data_check(
         print_json(found.as_dict())
     else:
         out.print(found.as_text())
+        train = found.splits[0]
+        if sentence := one_level_only(spec.model, train.longer_sides):
+            out.print(sentence, soft_wrap=True)
     if not found.usable:
         raise typer.Exit(2)

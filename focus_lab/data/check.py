@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,9 @@ class SplitReport:
     """Crowd regions: not trained on, neither rewarded nor punished in evaluation."""
     sizes: dict[str, float]
     """small, medium, large -> share of the boxes, by area as AP of these names counts them."""
+    longer_sides: tuple[float, float, float]
+    """Longer side of a box in pixels at evaluation size: median, 90th percentile, largest; zeros
+    where there is no box."""
     foreground_tokens: float
     """Mean share of feature tokens whose centre lies in any box, at evaluation size: the knee of an
     AP-against-keep-ratio curve lies near it."""
@@ -109,6 +113,7 @@ class DataReport:
                 [f"{size} boxes", *(f"{split.sizes[size]:.1%}" for split in splits)]
                 for size in ("small", "medium", "large")
             ),
+            ["longer side of a box", *(_sides(split.longer_sides) for split in splits)],
             ["foreground tokens", *(f"{split.foreground_tokens:.1%}" for split in splits)],
             ["foreground pixels", *(f"{split.foreground_pixels:.1%}" for split in splits)],
         ]
@@ -149,6 +154,7 @@ def check_dataset(spec: DataSpec, decode: bool = False) -> DataReport:
                 images=len(dataset),
                 images_without_boxes=sum(len(dataset.labels(i)) == 0 for i in range(len(dataset))),
                 **_boxes(dataset),
+                longer_sides=_longer_sides(dataset, resize),
                 foreground_tokens=foreground_share(dataset, STRIDES, resize),
                 foreground_pixels=_pixel_share(dataset),
                 repairs=dict(dataset.repairs),
@@ -175,6 +181,26 @@ def _boxes(dataset: DetectionDataset) -> dict[str, Any]:
             for category, name in zip(dataset.category_ids, dataset.class_names, strict=True)
         },
     }
+
+
+def _longer_sides(
+    dataset: DetectionDataset, resize: Callable[[int, int], tuple[int, int]]
+) -> tuple[float, float, float]:
+    sides = [0.0]
+    for index, (height, width) in enumerate(dataset.sizes):
+        new_height, new_width = resize(height, width)
+        left, top, right, bottom = dataset.boxes_xyxy(index).numpy().T
+        longer = np.maximum(
+            (right - left) * new_width / width, (bottom - top) * new_height / height
+        )
+        sides += longer.tolist()
+    median, most, largest = np.quantile(sides[1:] or sides, (0.5, 0.9, 1.0)).tolist()
+    return median, most, largest
+
+
+def _sides(quantiles: tuple[float, float, float]) -> str:
+    median, _, largest = quantiles
+    return f"{median:.0f}, up to {largest:.0f} px"
 
 
 def _pixel_share(dataset: DetectionDataset) -> float:

@@ -31,26 +31,31 @@ if TYPE_CHECKING:
 
 LabelKind: TypeAlias = Literal["side", "paper", "soft"]
 
-_FIRST_LIMIT = 64.0
+_RELEASED_LIMIT = 64.0
+"""Pixels: the largest distance of the finest level."""
 _OPEN_LIMIT = 999_999.0
 
 
-def default_size_ranges(num_levels: int) -> tuple[tuple[float, float], ...]:
-    """(low, high] limits in pixels, one pair a level: doubling from 64, open at both ends.
+def default_size_ranges(
+    num_levels: int, finest_limit: float = _RELEASED_LIMIT
+) -> tuple[tuple[float, float], ...]:
+    """(low, high] limits in pixels, one pair a level: doubling from the finest, open at both ends.
 
     Four levels give the released (-1, 64], (64, 128], (128, 256], (256, 999999].
     """
-    limits = [-1.0, *(_FIRST_LIMIT * 2**level for level in range(num_levels - 1)), _OPEN_LIMIT]
+    limits = [-1.0, *(finest_limit * 2**level for level in range(num_levels - 1)), _OPEN_LIMIT]
     return tuple(pairwise(limits))
 
 
-def overlapping_size_ranges(num_levels: int) -> tuple[tuple[float, float], ...]:
+def overlapping_size_ranges(
+    num_levels: int, finest_limit: float = _RELEASED_LIMIT
+) -> tuple[tuple[float, float], ...]:
     """As `default_size_ranges`, each beginning in the middle of the one before.
 
     Four levels give (-1, 64], (32, 128], (80, 256], (168, 999999].
     """
     ranges: list[tuple[float, float]] = []
-    for low, high in default_size_ranges(num_levels):
+    for low, high in default_size_ranges(num_levels, finest_limit):
         if ranges:
             low = (max(0.0, ranges[-1][0]) + ranges[-1][1]) / 2
         ranges.append((low, high))
@@ -90,8 +95,28 @@ def foreground_rule(spec: ModelSpec) -> ForegroundRule:
     ranges = overlapping_size_ranges if targets.kind == "paper" else default_size_ranges
     return ForegroundRule(
         targets.kind,
-        targets.size_ranges or ranges(spec.num_feature_levels),
+        targets.size_ranges or ranges(spec.num_feature_levels, targets.finest_limit),
         targets.center_radius,
+    )
+
+
+def one_level_only(spec: ModelSpec, longer_sides: tuple[float, float, float]) -> str | None:
+    """A warning, when objects are so small that only the finest level has foreground.
+
+    Args:
+        spec: the model.
+        longer_sides: of the boxes in pixels: median, 90th percentile, largest.
+    """
+    median, _, largest = longer_sides
+    rule = foreground_rule(spec)
+    (_, limit), *coarser = rule.size_ranges
+    farthest = largest / 2 if rule.kind == "paper" else largest
+    if not coarser or farthest > coarser[0][0] or not largest:
+        return None
+    return (
+        f"model.foreground_targets: no box is longer than {largest:.0f} px, so that the scorer "
+        f"learns of foreground on the finest level only, which takes up to {limit:g} px; "
+        f"finest_limit: {median:.0f} would share it out"
     )
 
 

@@ -227,10 +227,13 @@ class ForegroundTargets(Spec):
     size_ranges: (
         Annotated[tuple[Annotated[tuple[float, float], FromList], ...], FromList] | None
     ) = None
-    """(low, high] limits in pixels of the distance, one pair a level; null doubles from 64 at the
-    finest level and leaves the coarsest open, which is the released
+    """(low, high] limits in pixels of the distance, one pair a level; null doubles from
+    `finest_limit` and leaves the coarsest open, which is the released
     [-1,64],[64,128],[128,256],[256,999999] for four levels. With `paper`, each begins in the middle
     of the one before: [-1,64],[32,128],[80,256],[168,999999]."""
+    finest_limit: PositiveFloat = added(64.0)
+    """The finest level's high limit in pixels where `size_ranges` is null. 64 is for images of some
+    800 px: where all objects are smaller, no coarser level has foreground."""
     center_radius: PositiveFloat | None = None
     """Centre sampling radius in strides; null is off (computed but unused in the release)."""
 
@@ -390,6 +393,12 @@ class ModelSpec(Spec):
             problems.append(
                 "foreground_targets.size_ranges: needs one pair a feature level, "
                 f"got {len(ranges)} pairs; num_feature_levels is {self.num_feature_levels}"
+            )
+        limit = self.foreground_targets.finest_limit
+        if ranges is not None and limit != ForegroundTargets().finest_limit:
+            problems.append(
+                "foreground_targets.finest_limit: size_ranges say all limits, "
+                f"got {limit:g}; leave one of the two out"
             )
         dual, scoring = self.dual_attention, self.token_selection.scoring
         level_ratios = self.token_selection.level_keep_ratios

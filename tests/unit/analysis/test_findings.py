@@ -133,3 +133,15 @@ def test_a_cell_without_a_value_of_an_objective_is_not_called_beaten(make_record
     ]
     answer, _ = _find(replace(record, trials=tuple(trials)))
     assert "no worse in the other: base; it cannot be told of b (GFLOPs not measured)." in answer
+
+
+def test_a_cell_with_the_baselines_very_numbers_is_said_to_compare_nothing(make_record):
+    base = {0: 0.30, 1: 0.31}
+    answer, _ = _find(make_record({"twin": base, "near": {0: 0.30, 1: 0.3100001}, "base": base}))
+    assert "twin has exactly the baseline's numbers, in every epoch" in answer
+    answer, _ = _find(make_record({"one": {0: 0.30}, "two": {1: 0.31}, "base": base}))
+    assert "one and two have exactly the baseline's numbers" in answer
+    # Whoever has detected nothing at all has not shown that.
+    nothing = {0: 0.0, 1: 0.0}
+    assert "exactly" not in _find(make_record({"a": nothing, "base": nothing}))[0]
+    assert "exactly" not in _find(make_record({"twin": base, "base": base}, baseline=False))[0]

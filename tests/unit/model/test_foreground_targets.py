@@ -5,12 +5,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from focus_lab.model.foreground_targets import (
     ForegroundRule,
     default_size_ranges,
     foreground_labels,
     foreground_rule,
+    one_level_only,
     overlapping_size_ranges,
 )
 from focus_lab.specs.model import ModelSpec
@@ -176,6 +178,51 @@ def test_of_several_boxes_the_largest_soft_label_counts():
     assert both[0, 0] == 1
     assert alone[0, 0] < 0.5
     assert torch.equal(both[0, 1:], alone[0, 1:])
+
+
+def test_a_smaller_limit_of_the_finest_level_halves_all_the_others():
+    assert default_size_ranges(4, 16.0) == ((-1, 16), (16, 32), (32, 64), (64, 999_999))
+    assert overlapping_size_ranges(4, 16.0) == ((-1, 16), (8, 32), (20, 64), (42, 999_999))
+    spec = ModelSpec.model_validate({"foreground_targets": {"finest_limit": 16.0}})
+    assert foreground_rule(spec).size_ranges == default_size_ranges(4, 16.0)
+    # The released limit is not written: what was trained before keeps its fingerprint.
+    assert "finest_limit" not in ModelSpec().model_dump()["foreground_targets"]
+    ranges = [(0.0, 1.0)] * 4
+    with pytest.raises(ValidationError, match="finest_limit: size_ranges say all limits, got 16"):
+        ModelSpec.model_validate(
+            {"foreground_targets": {"finest_limit": 16.0, "size_ranges": ranges}}, strict=False
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "largest", "warns"),
+    [
+        ("side", 64.0, 64.0, True),
+        ("side", 64.0, 100.0, False),
+        ("side", 16.0, 40.0, False),
+        ("paper", 64.0, 64.0, True),
+        ("paper", 64.0, 100.0, False),
+        ("side", 64.0, 0.0, False),
+    ],
+)
+def test_objects_that_are_all_of_the_finest_level_are_said(kind, limit, largest, warns):
+    spec = ModelSpec.model_validate({"foreground_targets": {"kind": kind, "finest_limit": limit}})
+    sentence = one_level_only(spec, (largest / 2, largest, largest))
+    assert (sentence is not None) is warns
+    # True: one box as large as that, everywhere in an image.
+    if largest:
+        share = largest / 512
+        boxes = target(*((x / 32, y / 32, share, share) for x in range(33) for y in range(33)))
+        levels = foreground_rule(spec).labels(
+            [boxes], [(512, 512)], [(64, 64), (32, 32), (16, 16), (8, 8)], (8, 16, 32, 64)
+        )
+        assert bool(levels[0, 64 * 64 :].any()) is not warns
+    if sentence:
+        assert sentence == (
+            "model.foreground_targets: no box is longer than 64 px, so that the scorer learns of "
+            "foreground on the finest level only, which takes up to 64 px; finest_limit: 32 would "
+            "share it out"
+        )
 
 
 @pytest.mark.parametrize("kind", ["side", "paper", "soft"])
