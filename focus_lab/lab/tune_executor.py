@@ -99,9 +99,15 @@ class TuneExecutor:
         main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(**settings)
+            try:
+                ray.init(**settings)
+            except Exception as error:
+                # A node that does not start in time is a bare Exception of Ray's. It has 30 s, too
+                # few on a busy machine now and then; what is left of it ends with this process.
+                if self._address is not None or type(error) is not Exception:
+                    raise
+                ray.init(**settings)
         except Exception as error:
-            # A node that does not start in time is a bare Exception of Ray's.
             reason = _lines(error)[0]
             if self._address is None:
                 raise FocusLabError(

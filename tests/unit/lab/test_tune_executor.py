@@ -58,6 +58,23 @@ def test_a_cluster_that_does_not_start_or_answer_is_a_sentence(
         TuneExecutor(ComputeSpec(), address).start()
 
 
+def test_a_local_cluster_that_does_not_start_in_time_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import ray
+
+    asked: list[object] = []
+
+    def init(**settings: object) -> None:
+        asked.append(settings["address"])
+        if len(asked) == 1:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    TuneExecutor(ComputeSpec()).start()
+    assert asked == ["local", "local"]
+
+
 def test_a_trial_reports_its_epochs_and_then_its_history(
     jobs: dict[str, TrialJob],
     reports: list[dict[str, Any]],
