@@ -190,16 +190,24 @@ def status(server: str, name: str, *, as_json: bool) -> None:
             print_json(result(client, name))
             return
         found, trials = client.experiment(name), client.trials(name)
+        curves = client.curves(name, ("coco/AP",))
     out.print(
         f"{found.name}: {found.state.lower()}" + (f", {found.message}" if found.message else "")
     )
     if found.wait:
         out.print(f"waits, number {found.wait.position}: {found.wait.text}", soft_wrap=True)
-    table = new_table("trial", "state", "attempts", "epoch", "message")
+    table = new_table("trial", "state", "attempts", "epoch", "AP", "message")
     for trial in trials:
-        epoch = f"{trial.progress.epoch}/{trial.epochs}" if trial.progress else f"/{trial.epochs}"
+        points = curves.get(trial.id, {}).get("coco/AP")
+        evaluated, ap = points[-1] if points else (0, None)
+        epoch = trial.progress.epoch if trial.progress else evaluated
         table.add_row(
-            trial.name, trial.state.lower(), str(trial.attempts), epoch, trial.message or ""
+            trial.name,
+            trial.state.lower(),
+            str(trial.attempts),
+            f"{epoch}/{trial.epochs}",
+            "" if ap is None else f"{ap:.3f}",
+            trial.message or "",
         )
     out.print(table)
 

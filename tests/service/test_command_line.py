@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -396,7 +397,9 @@ def test_the_status_says_where_trials_are(
     done = run("status", "tiny", "--server", address)
     assert done.code == 0
     assert "tiny: running" in done.out
-    assert "too hot" in done.out
+    first, second = (line for line in done.out.splitlines() if "seed" in line)
+    assert re.search(r"failed +\d +2/\d +0\.\d{3} +too hot", first)
+    assert re.search(r"pending +\d +0/\d *$", second)
     found = json.loads(run("status", "tiny", "--server", address, "--json").out)
     assert [trial["status"] for trial in found["trials"]] == ["FAILED", "PENDING"]
 

@@ -144,20 +144,20 @@ def decide(
         text = "the Ray cluster does not answer, or has no machine; it starts when there is one"
         away = {w.id: Place(i, Reason.NO_CLUSTER, text) for i, w in enumerate(line, 1)}
         return Decision(away, ())
-    room = Room(capacity, [held.gang for held in holding])
+    held_now = [held.gang for held in holding]
+    room, left = Room(capacity, held_now), Room(capacity, held_now)
+    """What is free, and what of it is not kept for those who have waited long for room."""
     quotas = _QuotaBook(holding, usage, policy)
     places: dict[str, Place] = {}
     grants: list[Grant] = []
     others = _Others(waiting, capacity, quotas)
-    reserved = Resources()
-    """Of those who have waited long for room: whoever is behind them leaves it free."""
     first: int | None = None
-    """Position of the first of them."""
+    """Position of the first for whom room is kept."""
     for position, turn in enumerate(line, 1):
         one = turn.on(capacity)
         others.had_turn(one)
         verdict = _never(one, capacity) or quotas.forbids(one)
-        if verdict is None and not room.count(one.gang, reserved):
+        if verdict is None and not left.count(one.gang):
             verdict = (
                 (Reason.ORDER, f"room is kept for number {first} in line, which has waited long")
                 if room.count(one.gang)
@@ -166,17 +166,19 @@ def decide(
             others.lack_room = True
             waited = (now - one.queued_at).total_seconds() / 60
             if waited >= policy.reserve_after_minutes:
-                reserved, first = reserved + one.gang.total, first or position
+                left.keep(one.gang)
+                first = first or position
         if verdict is not None:
             places[one.id] = Place(position, *verdict)
             continue
         quotas.started(one)
         share = policy.largest_share if others.could_start() else 1.0
         most = capacity.total.times(share).count(one.gang.total)
-        trials = max(1, min(one.trials, most, room.count(one.gang, reserved)))
+        trials = max(1, min(one.trials, most, left.count(one.gang)))
         granted = one.gang.times(trials)
         grants.append(Grant(one.id, trials, granted.total))
         room.take(granted)
+        left.take(granted)
         shares[one.user] = shares.get(one.user, 0.0) + _part(granted.total, capacity)
         places[one.id] = Place(position, Reason.NEXT, "starts with the next round")
     return Decision(places, tuple(grants))

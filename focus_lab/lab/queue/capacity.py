@@ -99,6 +99,7 @@ class Room:
     """
 
     def __init__(self, capacity: Capacity, held: Iterable[Gang] = ()) -> None:
+        self._whole = capacity.nodes
         self.free = capacity.total
         """In all."""
         self._machines = None if capacity.limit else list(capacity.nodes)
@@ -114,24 +115,35 @@ class Room:
         if machines is None:
             return
         for _ in range(gang.workers):
-            large = [place for place, has in enumerate(machines) if has.holds(gang.worker)]
+            large = [place for place, free in enumerate(machines) if free.count(gang.worker)]
             if not large:
                 return
             fullest = min(large, key=lambda place: (machines[place].gpus, machines[place].cpus))
             machines[fullest] = machines[fullest] - gang.worker
 
-    def count(self, gang: Gang, kept: Resources | None = None) -> int:
-        """How many gangs fit side by side.
+    def keep(self, gang: Gang) -> None:
+        """Keep room that is not free yet: nothing more fits where it is to be until then."""
+        self.free = self.free - gang.total
+        self._counts.clear()
+        machines, worker = self._machines, gang.worker
+        if machines is None:
+            return
 
-        Args:
-            gang: one of them.
-            kept: what must be left over, in all.
-        """
+        def emptiest(place: int) -> tuple[float, float]:
+            free = machines[place]
+            return (free.gpus, free.cpus) if worker.gpus else (free.cpus, -free.gpus)
+
+        places = [place for place, whole in enumerate(self._whole) if whole.count(worker)]
+        for _ in range(gang.workers if places else 0):
+            place = max(places, key=emptiest)
+            machines[place] = machines[place] - worker
+
+    def count(self, gang: Gang) -> int:
+        """How many gangs fit side by side."""
         if gang not in self._counts:
             # Of ten thousand that wait, most need the same.
-            self._counts[gang] = self._by_machine(gang)
-        free = self.free - kept if kept else self.free
-        return min(free.count(gang.total), self._counts[gang])
+            self._counts[gang] = min(self.free.count(gang.total), self._by_machine(gang))
+        return self._counts[gang]
 
     def _by_machine(self, gang: Gang) -> int:
         if self._machines is None or gang.worker == Resources():

@@ -158,11 +158,12 @@ class Turn:
     place: Place
     grant: Grant | None
     free: Resources
-    has_machines: bool
+    has_room: bool
     """Whether machines have room for it, besides what is free in all."""
+    has_left: bool
+    """The same beside what is kept for others."""
     running_of_user: int
     running_of_project: int
-    reserved: Resources
 
 
 def turns(
@@ -175,9 +176,9 @@ def turns(
     by_id = {one.id: one.on(capacity) for one in waiting}
     granted = {grant.id: grant for grant in decision.grants}
     used = [held.gang.total for held in holding]
-    room = Room(capacity, [held.gang for held in holding])
+    gangs = [held.gang for held in holding]
+    room, left = Room(capacity, gangs), Room(capacity, gangs)
     busy: list[tuple[str, str]] = [(held.user, held.project) for held in holding]
-    reserved = Resources()
     for name, place in sorted(decision.places.items(), key=lambda item: item[1].position):
         one, grant = by_id[name], granted.get(name)
         yield Turn(
@@ -186,17 +187,18 @@ def turns(
             grant,
             capacity.total - sum(used, Resources()),
             room.count(one.gang) > 0,
+            left.count(one.gang) > 0,
             sum(user == one.user for user, _ in busy),
             sum(project == one.project for _, project in busy),
-            reserved,
         )
         if grant:
             used.append(grant.resources)
-            room.take(one.gang.times(grant.trials))
+            for each in (room, left):
+                each.take(one.gang.times(grant.trials))
             busy.append((one.user, one.project))
         waited = (NOW - one.queued_at).total_seconds() / 60
         if place.reason in (Reason.ROOM, Reason.ORDER) and waited >= policy.reserve_after_minutes:
-            reserved = reserved + one.gang.total
+            left.keep(one.gang)
 
 
 def fits(one: Waiting, there: Resources) -> bool:
@@ -257,8 +259,8 @@ def test_in_any_queue_grants_fit_quotas_hold_and_every_reason_is_true(
             Reason.PROJECT_HOURS: (
                 gpus and project.gpu_hours is not None and used_by_project >= project.gpu_hours
             ),
-            Reason.ORDER: turn.has_machines and not fits(one, turn.free - turn.reserved),
-            Reason.ROOM: not fits(one, turn.free) or not turn.has_machines,
+            Reason.ORDER: turn.has_room and not turn.has_left,
+            Reason.ROOM: not fits(one, turn.free) or not turn.has_room,
         }
         if turn.grant is None:
             assert truths[reason], turn
@@ -395,15 +397,27 @@ def test_nobody_starves_among_endless_arrivals_of_higher_priority(
 
 
 @pytest.mark.parametrize(("reserve", "starts"), [(10.0, True), (1e9, False)])
-def test_a_large_trial_is_not_starved_by_small_ones(reserve: float, starts: bool) -> None:
+@pytest.mark.parametrize(
+    ("machines", "small_cpus", "large_cpus", "every"),
+    [
+        (((4.0, 0.0),) * 2, 1.0, 4.0, 3),
+        # In all there is room beside it for a small one, which would take a machine that it needs.
+        (((8.0, 0.0),) * 4, 5.0, 5.0, 8),
+    ],
+)
+def test_a_large_trial_is_not_starved_by_small_ones(
+    machines: tuple[tuple[float, float], ...], small_cpus: float, large_cpus: float, every: int,
+    reserve: float, starts: bool,
+) -> None:  # fmt: skip
     policy = Policy(reserve_after_minutes=reserve, share_weight=0.0)
-    played = Cluster(cluster((4.0, 0.0), (4.0, 0.0)), policy, minutes_each=30)
+    played = Cluster(cluster(*machines), policy, minutes_each=30)
 
     def small(minute: int) -> list[Waiting]:
-        return [waits(f"small-{minute}", user=f"user-{minute}")] if minute % 3 == 0 else []
+        one = waits(f"small-{minute}", cpus=small_cpus, user=f"user-{minute}")
+        return [one] if minute % every == 0 else []
 
     played.play(60, small)
-    played.minute(waits("large", cpus=4.0, workers=2))
+    played.minute(waits("large", cpus=large_cpus, workers=2))
     played.play(400, small)
     assert ("large" in played.started) is starts
     if starts:

@@ -75,7 +75,29 @@ def test_small_workers_go_where_they_leave_the_least_over() -> None:
     assert room.count(Gang(Resources(2, 1))) == 4
 
 
-def test_room_that_is_kept_counts_in_all_and_not_by_machine() -> None:
-    room = Room(Capacity((Resources(4), Resources(4))))
-    assert room.count(Gang(Resources(2))) == 4
-    assert room.count(Gang(Resources(2)), Resources(4)) == 2
+def test_room_is_kept_on_the_emptiest_machines_which_then_take_nothing_more() -> None:
+    small, large = Gang(Resources(1)), Gang(Resources(8))
+    room = Room(Capacity((Resources(8), Resources(8))), [small.times(10)])
+    # Eight are packed on one machine, two on the other, which then waits to be empty.
+    assert (room.count(small), room.count(large)) == (6, 0)
+    room.keep(large)
+    assert room.count(small) == 0
+    # A machine with GPUs stays free for those who need them.
+    room = Room(Capacity((Resources(8, 4), Resources(8))))
+    room.keep(large)
+    assert room.count(Gang(Resources(1, 1))) == 4
+    room.keep(Gang(Resources(1, 4)))
+    assert room.count(Gang(Resources(1, 1))) == 0
+    assert room.count(small) == 7
+    room.take(small.times(7))
+    assert room.count(small) == 0
+    # Where machines are not measured, it is kept in all.
+    room = Room(Capacity((), limit=Resources(8)))
+    room.keep(small.times(6))
+    assert room.count(small) == 2
+
+
+def test_what_no_machine_could_ever_hold_keeps_nothing_on_any() -> None:
+    room = Room(Capacity((Resources(2), Resources(2))))
+    room.keep(Gang(Resources(3)))
+    assert room.count(Gang(Resources(1))) == 1
