@@ -14,7 +14,7 @@ SIDE_BY_SIDE := --numprocesses 2
 
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 7 minutes)"
-	@echo "make test       install, then lint, types, layers and all tests (about half an hour)"
+	@echo "make test       install, then lint, types, layers and all tests (about 25 minutes)"
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 3 minutes)"
 	@echo "make test-cluster  several machines, and the compose file's services (about 6 minutes, root)"
 	@echo "make chaos      30 sweeps in which anything is killed at any moment (about half an hour)"

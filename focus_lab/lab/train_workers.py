@@ -227,8 +227,7 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
 
 def explain_stalls(folder: Path) -> Failure | None:
     """The failure of a trial whose watchdogs found it hung, or None."""
-    from focus_lab.training.watchdog import read_stalls, stall_file
-    from focus_lab.training.workers import WAITING
+    from focus_lab.training.watchdog import WAITING, read_stalls, stall_file
 
     stalls = read_stalls(folder)
     if not stalls:

@@ -15,8 +15,12 @@ from typing import Any, Self
 
 EXIT_CODE = 74
 """Of a worker that its watchdog has ended."""
+WAITING = "waiting for the other workers"
+"""What a worker does that is not itself to blame for standing still."""
 
-
+_GRACE_S = 15.0
+"""Seconds more for a worker that only waits for others: whoever they wait for has been looked at by
+then, and has said where it stands; the death of one ends them all."""
 _TELL_S = 10.0
 """Seconds for saying where a worker stands before it is ended all the same."""
 
@@ -93,7 +97,8 @@ class Watchdog:
     def bark_if_late(self) -> bool:
         """Say where the worker stands and end it, when it has been silent for too long."""
         silent = self._clock() - self._since
-        if self._resting or silent < self._timeout_s:
+        grace = _GRACE_S if self._doing == WAITING else 0.0
+        if self._resting or silent < self._timeout_s + grace:
             return False
         # In a thread of its own: a file system that hangs is what a worker may be stuck in.
         telling = threading.Thread(target=self._tell, args=(silent,), daemon=True)

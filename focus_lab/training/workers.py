@@ -14,9 +14,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from focus_lab.training.batch_norm import synchronise_batch_norm
-
-WAITING = "waiting for the other workers"
-"""What a worker does that is not itself to blame for standing still."""
+from focus_lab.training.watchdog import WAITING
 
 
 class Workers:

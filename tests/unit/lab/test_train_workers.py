@@ -14,8 +14,7 @@ from focus_lab.lab.train_workers import (
     explain_training_failure,
 )
 from focus_lab.specs.training import ComputeSpec
-from focus_lab.training.watchdog import stall_file
-from focus_lab.training.workers import WAITING
+from focus_lab.training.watchdog import WAITING, stall_file
 
 pytestmark = pytest.mark.slow
 

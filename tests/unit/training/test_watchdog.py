@@ -6,7 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from focus_lab.training.watchdog import EXIT_CODE, Watchdog, clear_stalls, read_stalls, stall_file
+from focus_lab.training.watchdog import (
+    EXIT_CODE,
+    WAITING,
+    Watchdog,
+    clear_stalls,
+    read_stalls,
+    stall_file,
+)
 
 
 class Clock:
@@ -43,6 +50,23 @@ def test_a_new_attempt_begins_without_the_last_ones_stall(tmp_path: Path) -> Non
     stall_file(tmp_path, 3).write_text('{"doing": "x", "seconds": 1}\n')
     clear_stalls(tmp_path)
     assert read_stalls(tmp_path) == {}
+
+
+def test_who_waits_for_the_others_speaks_after_those_who_keep_it_waiting(tmp_path: Path) -> None:
+    clock, left = Clock(), list[int]()
+    waiting, stuck = (
+        Watchdog(tmp_path, rank, 10.0, lambda rank=rank: left.append(rank), clock)
+        for rank in (0, 1)
+    )
+    waiting.goes_on(WAITING)
+    clock.now = 4.0  # it stood still a little later, and is looked at every few seconds
+    stuck.goes_on("waiting for a batch")
+    clock.now = 14.0 + 5.0
+    assert [each.bark_if_late() for each in (waiting, stuck)] == [False, True]
+    assert left == [1]
+    # Where all wait for each other, they are found all the same.
+    clock.now = 25.0
+    assert waiting.bark_if_late()
 
 
 def test_who_waits_for_its_driver_is_left_alone(tmp_path: Path) -> None:
