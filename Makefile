@@ -17,7 +17,7 @@ help:
 	@echo "make test       install, then lint, types, layers and all tests (about 25 minutes)"
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 3 minutes)"
 	@echo "make test-cluster  several machines, and the compose file's services (about 6 minutes, root)"
-	@echo "make chaos      30 sweeps in which anything is killed at any moment (about half an hour)"
+	@echo "make chaos      30 sweeps in which anything is killed at any moment (about 50 minutes)"
 	@echo "make op         build the compiled operators anew"
 	@echo "make lint       ruff, mypy, import contract, spelling"
 	@echo "make format     ruff's formatter and safe fixes"
@@ -57,7 +57,7 @@ test-fast: install
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster
 
-# 30 sweeps in which anything is killed at any moment; about half an hour.
+# 30 sweeps in which anything is killed at any moment; about 50 minutes.
 chaos: install
 	FOCUS_LAB_CHAOS_RUNS=30 $(BIN)/python -m pytest tests/e2e/test_chaos.py
 
