@@ -14,7 +14,7 @@ from focus_lab.analysis.summary import CellSummary, Comparison
 _RECALL = "tokens/foreground_recall"
 _WANTED_RECALL = 0.95
 _AP = "coco/AP"
-"""AP of every kind begins with it."""
+"""Part of the name of AP of every kind."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import typer
 from focus_lab.cli.terminal import new_table, out, print_json, talk
 from focus_lab.client import Client
 from focus_lab.client import models as said
-from focus_lab.client.client import RefusedError
+from focus_lab.client.client import NotNowError, RefusedError
 from focus_lab.errors import UserError
 from focus_lab.specs.experiment import ExperimentSpec
 
@@ -190,7 +190,11 @@ def status(server: str, name: str, *, as_json: bool) -> None:
             print_json(result(client, name))
             return
         found, trials = client.experiment(name), client.trials(name)
-        curves = client.curves(name, ("coco/AP",))
+        try:
+            curves = client.curves(name, ("coco/AP",))
+        except NotNowError:
+            # MLflow is away; where the trials are is known without it.
+            curves = {}
     out.print(
         f"{found.name}: {found.state.lower()}" + (f", {found.message}" if found.message else "")
     )

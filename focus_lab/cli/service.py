@@ -165,7 +165,7 @@ def revoke_token(
     out_dir: Out = RUNS,
     store: StoreUrl = None,
 ) -> None:
-    """End a token at once."""
+    """End a token: services refuse it within a second."""
     with _tokens(out_dir, store) as tokens:
         tokens.revoke(token_id)
 

@@ -130,7 +130,7 @@ class Tokens:
             return [_token(row) for row in found]
 
     def revoke(self, token_id: str, actor: str = "command line") -> None:
-        """End a token at once.
+        """End a token; a service that has just seen it refuses it a second later.
 
         Raises:
             TokenError: there is none with this id that could be ended.

@@ -73,7 +73,6 @@ class TuneExecutor:
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
         os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
         # After the settings: some are read at import.
-        import ray
 
         if self._started:
             return
@@ -99,14 +98,7 @@ class TuneExecutor:
         main_thread = threading.current_thread() is threading.main_thread()
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            try:
-                ray.init(**settings)
-            except Exception as error:
-                # A node that does not start in time is a bare Exception of Ray's. It has 30 s, too
-                # few on a busy machine now and then; what is left of it ends with this process.
-                if self._address is not None or type(error) is not Exception:
-                    raise
-                ray.init(**settings)
+            _init(settings)
         except Exception as error:
             reason = _lines(error)[0]
             if self._address is None:
@@ -343,6 +335,19 @@ def _train_alone(
                 tune.report({EPOCH: epoch, METRICS: metrics})
 
         return carry_out(job, report, Workers(watchdog=watchdog.goes_on), parts)
+
+
+def _init(settings: dict[str, Any]) -> None:
+    import ray
+
+    try:
+        ray.init(**settings)
+    except Exception as error:
+        # A node that does not start in time is a bare Exception of Ray's. It has 30 s, too few on a
+        # busy machine now and then; what is left of it ends with this process.
+        if settings["address"] != "local" or type(error) is not Exception:
+            raise
+        ray.init(**settings)
 
 
 def _lines(error: BaseException) -> list[str]:

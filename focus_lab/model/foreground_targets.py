@@ -103,6 +103,8 @@ def foreground_rule(spec: ModelSpec) -> ForegroundRule:
 def one_level_only(spec: ModelSpec, longer_sides: tuple[float, float, float]) -> str | None:
     """A warning, when objects are so small that only the finest level has foreground.
 
+    None for scorers that do not learn by size ranges.
+
     Args:
         spec: the model.
         longer_sides: of the boxes in pixels: median, 90th percentile, largest.
@@ -111,7 +113,8 @@ def one_level_only(spec: ModelSpec, longer_sides: tuple[float, float, float]) ->
     rule = foreground_rule(spec)
     (_, limit), *coarser = rule.size_ranges
     farthest = largest / 2 if rule.kind == "paper" else largest
-    if not coarser or farthest > coarser[0][0] or not largest:
+    learns = spec.token_selection.scoring.kind == "focus"
+    if not learns or not coarser or farthest > coarser[0][0] or not largest:
         return None
     return (
         f"model.foreground_targets: no box is longer than {largest:.0f} px, so that the scorer "

@@ -22,6 +22,7 @@ from focus_lab.cli import remote
 from focus_lab.client import Client
 from focus_lab.client import client as client_module
 from focus_lab.client.models import Event
+from focus_lab.errors import TrackerError
 from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.events import Cursor
@@ -402,6 +403,24 @@ def test_the_status_says_where_trials_are(
     assert re.search(r"pending +\d +0/\d *$", second)
     found = json.loads(run("status", "tiny", "--server", address, "--json").out)
     assert [trial["status"] for trial in found["trials"]] == ["FAILED", "PENDING"]
+
+
+def test_the_status_needs_no_tracker(
+    run: Callable[..., Done], address: str, scenery: scenes.Scenery, state: State,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def away(*_: object) -> None:
+        raise TrackerError("MLflow does not answer")
+
+    scenery.submit("tiny", sweep=SWEEP)
+    scenery.start("tiny")
+    scenery.train("tiny", scenery.trials("tiny")[0], 2, TrialState.SUCCEEDED)
+    monkeypatch.setattr(state.tracker, "curves", away)
+    # Longer than it has patience: it does not ask a second time.
+    monkeypatch.setattr(client_module, "_PAUSES_S", (3600.0,))
+    done = run("status", "tiny", "--server", address)
+    assert done.code == 0
+    assert re.search(r"succeeded +\d +0/\d *$", done.out, re.MULTILINE)
 
 
 def test_actions_say_the_state_that_they_lead_to(

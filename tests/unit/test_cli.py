@@ -482,6 +482,20 @@ def test_a_sweep_whose_trials_fail_says_why(
     assert "lower training.optimizer.lr" in done.err.replace("\n", " ")
 
 
+@pytest.mark.parametrize(("limit", "warns"), [(64.0, True), (16.0, False)])
+def test_objects_that_are_all_the_finest_levels_are_told(
+    run: Callable[..., Done], write: Callable[..., Path], limit: float, warns: bool
+) -> None:
+    spec = write(
+        data__image_size=[96, 96], data__object_size=[20, 40],
+        model__foreground_targets={"finest_limit": limit},
+    )  # fmt: skip
+    done = run("data", "check", spec, "--no-decode")
+    assert done.code == 0
+    assert "longer side of a box" in done.out
+    assert ("model.foreground_targets: no box is longer than" in done.out) is warns
+
+
 def test_what_libraries_print_is_talk_and_not_a_result(capsys: pytest.CaptureFixture[str]) -> None:
     with terminal.results_alone_on_stdout():
         sys.stdout.write("(raylet) a node has died\n")

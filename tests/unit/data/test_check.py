@@ -34,10 +34,18 @@ def test_the_report_counts_boxes_sizes_classes_and_repairs(folder):
         "areas missing, computed from the box": 1,
         "boxes partly outside their image, clipped": 1,
     }
+    # 100 x 200, 50 x 50, and 10 x 10 of what lies within the image.
+    assert val.longer_sides == pytest.approx((50, 50 + 0.8 * 150, 200))
     assert val.foreground_pixels == pytest.approx((0.5 + 100 / 40_000 + 0) / 3)
     assert 0.1 < val.foreground_tokens < 0.25
     assert not val.decoded
     assert report.usable
+
+
+def test_sides_are_those_that_the_model_sees(folder):
+    halved = folder.evaluation.model_copy(update={"size": 100, "max_size": 400})
+    report = check_dataset(folder.model_copy(update={"evaluation": halved}))
+    assert report.splits[1].longer_sides == pytest.approx((25, 25 + 0.8 * 75, 100))
 
 
 def test_decoding_finds_unreadable_images(folder):

@@ -217,6 +217,8 @@ def test_objects_that_are_all_of_the_finest_level_are_said(kind, limit, largest,
             [boxes], [(512, 512)], [(64, 64), (32, 32), (16, 16), (8, 8)], (8, 16, 32, 64)
         )
         assert bool(levels[0, 64 * 64 :].any()) is not warns
+    other = {"token_selection": {"scoring": {"kind": "objectness"}}}
+    assert one_level_only(ModelSpec.model_validate(other), (16.0, 32.0, 32.0)) is None
     if sentence:
         assert sentence == (
             "model.foreground_targets: no box is longer than 64 px, so that the scorer learns of "
