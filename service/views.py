@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from focus_lab.client import models
@@ -21,19 +22,29 @@ PAGE = "report.html"
 
 
 def experiment(state: State, entry: Entry) -> models.Experiment:
-    """An experiment of a list."""
+    """An experiment, as its queue knows it."""
     return models.Experiment(**_fields(state, entry))
+
+
+def listed(state: State, entries: Sequence[Entry]) -> list[models.ListedExperiment]:
+    """Experiments of a list, and how far they are."""
+    counts = state.queue.store.trial_counts([entry.id for entry in entries])
+    return [
+        models.ListedExperiment(
+            **_fields(state, entry), trial_states=_by_name(counts.get(entry.id, {}))
+        )
+        for entry in entries
+    ]
 
 
 def detail(state: State, entry: Entry) -> models.ExperimentDetail:
     """An experiment with everything."""
     stored = state.queue.store.experiment(entry.id)
-    trials = state.queue.store.trials(entry.id)
-    states = [trial.state.value for trial in trials]
+    counts = state.queue.store.trial_counts([entry.id])
     return models.ExperimentDetail(
         **_fields(state, entry),
         spec=shown_spec(state, stored),
-        trial_states={name: states.count(name) for name in dict.fromkeys(states)},
+        trial_states=_by_name(counts.get(entry.id, {})),
         cpus=entry.gang.total.cpus,
         gpus=entry.gang.total.gpus,
         comparison_url=comparison_url(state, stored),
@@ -90,6 +101,10 @@ def event(found: Event) -> models.Event:
         actor=found.actor,
         data=found.data,
     )
+
+
+def _by_name(counts: Mapping[TrialState, int]) -> dict[str, int]:
+    return {state.value: count for state, count in counts.items()}
 
 
 def _fields(state: State, entry: Entry) -> dict[str, Any]:

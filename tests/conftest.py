@@ -25,7 +25,7 @@ settings.load_profile("without a clock")
 
 _TINY: dict[str, Any] = {
     "model": {
-        "backbone": {"kind": "residual", "widths": [4, 8, 8, 16, 16]},
+        "backbone": {"kind": "residual", "widths": [8, 8, 8, 16, 16]},
         "hidden_dim": 16,
         "num_heads": 2,
         "dim_feedforward": 32,

@@ -124,7 +124,7 @@ def retry(
     if server:
         from focus_lab.cli import remote
 
-        remote.act(server, name, "retry")
+        remote.retry(server, name, as_json=as_json)
         return
     from focus_lab.lab.lab import store_url
     from focus_lab.lab.store import Store

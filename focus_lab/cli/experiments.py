@@ -259,15 +259,16 @@ def list_experiments(
         contextlib.suppress(NoStoreError),
         contextlib.closing(Store(store or store_url(out_dir), create=False)) as opened,
     ):
-        for experiment in opened.experiments():
-            states = [trial.state.value for trial in opened.trials(experiment.id)]
-            counts = {state: states.count(state) for state in dict.fromkeys(states)}
+        found = opened.experiments()
+        counts = opened.trial_counts([experiment.id for experiment in found])
+        for experiment in found:
+            states = counts.get(experiment.id, {})
             rows.append(
                 {
                     "name": experiment.name,
                     "created": experiment.created_at.isoformat(timespec="seconds"),
-                    "trials": len(states),
-                    "states": counts,
+                    "trials": sum(states.values()),
+                    "states": states,
                     "description": experiment.spec.get("description", ""),
                 }
             )

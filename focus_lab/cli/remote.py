@@ -16,6 +16,7 @@ from focus_lab.client import Client
 from focus_lab.client import models as said
 from focus_lab.client.client import NotNowError, RefusedError
 from focus_lab.errors import UserError
+from focus_lab.lab.failure import is_users
 from focus_lab.specs.experiment import ExperimentSpec
 
 _LONG_S = 3600.0
@@ -44,14 +45,23 @@ def sweep(server: str, spec: ExperimentSpec, *, as_json: bool) -> None:
     """Queue an experiment, follow it to its end, and print what it found."""
     with connect(server, _SUBMIT_S) as client:
         sent = client.submit(spec.model_dump(mode="json"))
+    verb = "queued" if sent.created else "is there already"
+    _to_its_end(server, sent.experiment, verb, as_json=as_json)
+
+
+def retry(server: str, name: str, *, as_json: bool) -> None:
+    """Queue what failed of an experiment again, follow it to its end, and print what it found."""
+    with connect(server, _SUBMIT_S) as client:
+        queued = client.retry(name)
+    _to_its_end(server, queued, "queued again", as_json=as_json)
+
+
+def _to_its_end(server: str, experiment: said.Experiment, verb: str, *, as_json: bool) -> None:
+    name = experiment.name
+    talk.print(f"{name}: {verb}, {experiment.trials} trials; {server}/ui/experiments/{name}")
     with connect(server, _LONG_S) as client:
-        name = sent.experiment.name
-        verb = "queued" if sent.created else "is there already"
-        talk.print(
-            f"{name}: {verb}, {sent.experiment.trials} trials; {server}/ui/experiments/{name}"
-        )
         try:
-            ended = follow(client, sent.experiment)
+            ended = follow(client, experiment)
         except KeyboardInterrupt:
             talk.print(
                 f"{name} goes on without this command; look with `focus-lab status {name} --server "
@@ -97,7 +107,9 @@ def show(client: Client, experiment: said.Experiment, *, as_json: bool) -> None:
             out.print(f"report: {client.url}/experiments/{experiment.name}/report", soft_wrap=True)
         except RefusedError as error:
             talk.print(str(error))
-        for trial in client.trials(experiment.name):
+    trials = client.trials(experiment.name)
+    if not as_json:
+        for trial in trials:
             if trial.message:
                 talk.print(f"failed: {trial.name}: {trial.message}", soft_wrap=True)
     if experiment.state != "SUCCEEDED":
@@ -106,7 +118,9 @@ def show(client: Client, experiment: said.Experiment, *, as_json: bool) -> None:
             + (f": {experiment.message}" if experiment.message else ""),
             soft_wrap=True,
         )
-        raise typer.Exit(1)
+        failed = [trial for trial in trials if trial.state == "FAILED"]
+        of_user = failed and all(is_users(trial.failure) for trial in failed)
+        raise typer.Exit(2 if of_user else 1)
 
 
 def result(client: Client, name: str) -> dict[str, Any]:
@@ -132,6 +146,7 @@ def result(client: Client, name: str) -> dict[str, Any]:
                 },
                 "mlflow_run_id": trial.mlflow_run_id,
                 "failure": trial.failure,
+                "failure_is_users": is_users(trial.failure),
                 "message": trial.message,
             }
             for trial in client.trials(name)
@@ -149,7 +164,8 @@ def plan(server: str, spec: ExperimentSpec, cells: tuple[str, ...], *, as_json: 
         trials = sum(cell.trials for cell in kept)
         found = found.model_copy(update={"cells": kept, "trials": trials})
     if as_json:
-        print_json(found.model_dump(mode="json"))
+        cells_said = [_planned(cell) for cell in found.cells]
+        print_json({"name": found.name, "trials": found.trials, "cells": cells_said})
         return
     table = new_table("cell", "keep ratio", "mean over layers", "trials", "params", "GFLOPs")
     for cell in found.cells:
@@ -166,12 +182,19 @@ def plan(server: str, spec: ExperimentSpec, cells: tuple[str, ...], *, as_json: 
     out.print(f"{found.trials} trials of {len(found.cells)} cells.")
 
 
+def _planned(cell: said.PlannedCell) -> dict[str, Any]:
+    """As `plan --json` prints it; times and memory would be those of the service's machine."""
+    content = {"cell": cell.name} | cell.model_dump(exclude={"name", "cost"})
+    unknown = {"steps": None, "seconds_a_trial": None, "memory_mib": None, "measured": False}
+    return content | unknown | (cell.cost or {})
+
+
 def list_experiments(server: str, *, as_json: bool) -> None:
     """Print the service's experiments."""
     with connect(server) as client:
         found = list(client.experiments())
     if as_json:
-        print_json([one.model_dump(mode="json") for one in found])
+        print_json([_listed(one) for one in found])
         return
     table = new_table("experiment", "user", "state", "trials", "waits", "age", "description")
     for one in found:
@@ -181,6 +204,13 @@ def list_experiments(server: str, *, as_json: bool) -> None:
             one.name, one.user, one.state.lower(), str(one.trials), waits, age, one.description
         )
     out.print(table if found else "no experiments yet; run `focus-lab sweep FILE --server URL`")
+
+
+def _listed(one: said.ListedExperiment) -> dict[str, Any]:
+    """As `list --json` prints it, and what only a service knows."""
+    content = one.model_dump(mode="json", exclude={"trial_states", "submitted_at"})
+    created = one.submitted_at.isoformat(timespec="seconds")
+    return {"name": one.name, "created": created, "states": one.trial_states} | content
 
 
 def status(server: str, name: str, *, as_json: bool) -> None:
@@ -217,7 +247,7 @@ def status(server: str, name: str, *, as_json: bool) -> None:
 
 
 def act(server: str, name: str, action: str) -> None:
-    """Cancel, pause, resume or retry."""
+    """Cancel, pause or resume."""
     with connect(server) as client:
         done: said.Experiment = getattr(client, action)(name)
     out.print(f"{done.name}: {done.state.lower()}")

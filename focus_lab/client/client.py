@@ -145,7 +145,7 @@ class Client:
 
     # Looking
 
-    def experiments(self, **filters: Any) -> Iterator[models.Experiment]:
+    def experiments(self, **filters: Any) -> Iterator[models.ListedExperiment]:
         """All experiments that fit, newest first.
 
         Args:

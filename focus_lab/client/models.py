@@ -64,13 +64,18 @@ class Experiment(Answer):
         return self.state in TERMINAL
 
 
-class ExperimentDetail(Experiment):
+class ListedExperiment(Experiment):
+    """A submitted experiment, and how far it is."""
+
+    trial_states: dict[str, int]
+    """State -> number of trials of the plan."""
+
+
+class ExperimentDetail(ListedExperiment):
     """A submitted experiment with all that is known of it."""
 
     spec: dict[str, Any]
     """The composed, validated spec."""
-    trial_states: dict[str, int]
-    """State -> number of trials of the plan."""
     cpus: float
     """Cores that one trial takes."""
     gpus: float
@@ -84,7 +89,7 @@ class ExperimentDetail(Experiment):
 class ExperimentPage(Answer):
     """Some experiments, newest first."""
 
-    items: list[Experiment]
+    items: list[ListedExperiment]
     next_cursor: str | None
     """Send it as `cursor` for the next page; null on the last one."""
 

@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from focus_lab import errors
 from focus_lab.errors import FocusLabError
 
 ERROR_LOG = "error.txt"
@@ -24,6 +25,12 @@ class Failure:
     """Class of the failure: the exception's name."""
     message: str
     """A sentence for the user."""
+
+
+def is_users(kind: str | None) -> bool:
+    """Whether a kind of failure is a mistake that only the user can mend."""
+    found = vars(errors).get(kind or "")
+    return isinstance(found, type) and issubclass(found, errors.UserError)
 
 
 def explain_failure(error: BaseException, folder: Path) -> Failure:

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focus_lab import errors
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Executor
+from focus_lab.lab.failure import is_users
 from focus_lab.lab.lease import Lease
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
@@ -160,7 +160,7 @@ class Lab:
                     "metrics": {name: points[-1][1] for name, points in trial.curves.items()},
                     "mlflow_run_id": row.tracking_run_id,
                     "failure": row.failure,
-                    "failure_is_users": _is_users(row.failure),
+                    "failure_is_users": is_users(row.failure),
                     "message": trial.message,
                 }
             )
@@ -205,11 +205,6 @@ def _load_ahead() -> None:
     """Load what follows the last trial while it runs: usually a core has become free by then."""
     for module in ("focus_lab.lab.latency", "focus_lab.analysis.report"):
         importlib.import_module(module)
-
-
-def _is_users(failure: str | None) -> bool:
-    kind = vars(errors).get(failure or "")
-    return isinstance(kind, type) and issubclass(kind, errors.UserError)
 
 
 @contextlib.contextmanager

@@ -223,7 +223,9 @@ def _points(
     for name, overrides in sweep.cells.items():
         yield name, overrides, ("sweep", "cells", name)
     if sweep.axes:
-        labels = _axis_labels(list(axes))
+        labels = _shortest_ends(list(axes), ".")
+        # Folders and files of this machine, or of a service's: their ends say which.
+        places = {path: _shortest_ends(_places(values), "/") for path, values in axes.items()}
         combinations: Iterable[tuple[Any, ...]] = itertools.product(*axes.values())
         search = sweep.search
         if not isinstance(search, GridSearch):
@@ -236,7 +238,10 @@ def _points(
             combinations = [combination(axes, number) for number in chosen]
         for values in combinations:
             overrides = dict(zip(axes, values, strict=True))
-            name = ",".join(f"{labels[path]}={_label(value)}" for path, value in overrides.items())
+            name = ",".join(
+                f"{labels[path]}={places[path].get(str(value)) or _label(value)}"
+                for path, value in overrides.items()
+            )
             yield name or ELASTIC, overrides | read, ("sweep", "axes")
 
 
@@ -269,13 +274,18 @@ def combination(axes: Mapping[str, Sequence[Any]], number: int) -> tuple[Any, ..
     return tuple(reversed(values))
 
 
-def _axis_labels(paths: list[str]) -> dict[str, str]:
-    """The shortest ends of the paths that tell them apart."""
-    for length in range(1, max((len(path.split(".")) for path in paths), default=1) + 1):
-        labels = {path: ".".join(path.split(".")[-length:]) for path in paths}
-        if len(set(labels.values())) == len(paths):
+def _shortest_ends(paths: list[str], separator: str) -> dict[str, str]:
+    """Path -> its end; as many parts of all as tell them apart."""
+    ends = {path: path for path in paths}
+    for length in range(1, max((len(path.split(separator)) for path in paths), default=0) + 1):
+        ends = {path: separator.join(path.split(separator)[-length:]) for path in paths}
+        if len(set(ends.values())) == len(paths):
             break
-    return labels
+    return ends
+
+
+def _places(values: Sequence[Any]) -> list[str]:
+    return [value for value in values if isinstance(value, str) and "/" in value]
 
 
 def _label(value: Any) -> str:

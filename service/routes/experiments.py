@@ -122,7 +122,7 @@ def find(
     filters = Filters(tuple(state_is or ()), user, project, name)
     page = state.queue.page(filters, limit, cursor)
     return models.ExperimentPage(
-        items=[views.experiment(state, e) for e in page.entries],
+        items=views.listed(state, page.entries),
         next_cursor=page.next_cursor,
     )
 

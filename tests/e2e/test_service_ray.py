@@ -145,12 +145,14 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
         if database:
             database.kill_and_restart()
         service.start()
-        # It is begun again, and the database killed while its driver is started.
+        # It is begun again, and all are killed while its driver is started.
         wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 120)
         client.retry("two")
-        wait_until(lambda: now("two").state in ("STARTING", "RUNNING"), "it is admitted", 240)
+        wait_until(lambda: now("two").state == "STARTING", "it is admitted", 240)
+        service.kill()
         if database:
             database.kill_and_restart()
+        service.start()
         wait_until(lambda: all(now(name).is_terminal for name in names), "all have ended", 400)
         for name in names:
             ended = now(name)

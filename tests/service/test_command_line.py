@@ -361,7 +361,7 @@ def test_a_plan_is_shown_whole_or_for_some_cells(
     assert "1.50 M" in whole.out
     done = run("plan", file, "--server", address, "--json", "--only", "keep_ratio=1.0")
     content = json.loads(done.out)
-    assert (content["trials"], [cell["name"] for cell in content["cells"]]) == (
+    assert (content["trials"], [cell["cell"] for cell in content["cells"]]) == (
         1, ["keep_ratio=1.0"],
     )  # fmt: skip
     wrong = run("plan", file, "--server", address, "--only", "nonsense")
@@ -369,8 +369,20 @@ def test_a_plan_is_shown_whole_or_for_some_cells(
     assert "--only: no such cell, got 'nonsense'; cells are" in sentence(wrong)
 
 
+def test_a_plan_as_json_has_the_keys_of_one_made_here(
+    run: Callable[..., Done], address: str, file: Path
+) -> None:
+    of_service = json.loads(run("plan", file, "--server", address, "--json").out)
+    here = json.loads(run("plan", file, "--no-time", "--json").out)
+    for cell in here["cells"]:
+        # How many steps a trial takes is known where its data lie.
+        assert cell["steps"] > 0
+        cell["steps"] = None
+    assert of_service == here
+
+
 def test_what_there_is_is_listed(
-    run: Callable[..., Done], address: str, scenery: scenes.Scenery
+    run: Callable[..., Done], address: str, scenery: scenes.Scenery, state: State
 ) -> None:
     empty = run("list", "--server", address)
     assert (empty.code, empty.out.strip()) == (
@@ -383,6 +395,13 @@ def test_what_there_is_is_listed(
         assert text in done.out
     [found] = json.loads(run("list", "--server", address, "--json").out)
     assert (found["name"], found["state"]) == ("tiny", "QUEUED")
+    scenery.start("tiny")
+    scenery.train("tiny", scenery.trials("tiny")[0], 2, TrialState.SUCCEEDED)
+    [found] = json.loads(run("list", "--server", address, "--json").out)
+    assert (found["state"], found["states"]) == ("RUNNING", {"SUCCEEDED": 1})
+    url = state.queue.store.database.url
+    [here] = json.loads(run("list", "--store", url, "--json").out)
+    assert here.items() <= (found | {"created": here["created"]}).items()
 
 
 def test_the_status_says_where_trials_are(
@@ -429,14 +448,73 @@ def test_actions_say_the_state_that_they_lead_to(
     scenery.submit("tiny")
     for action, said in [
         ("pause", "paused"), ("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled"),
-        ("cancel", "cancelled"), ("retry", "queued"),
+        ("cancel", "cancelled"),
     ]:  # fmt: skip
         done = run(action, "tiny", "--server", address)
         assert (done.code, done.out, done.err) == (0, f"tiny: {said}\n", "")
-    run("pause", "tiny", "--server", address)
-    wrong = run("retry", "tiny", "--server", address)
+    scenery.submit("other")
+    run("pause", "other", "--server", address)
+    wrong = run("retry", "other", "--server", address)
     assert wrong.code == 2
     assert "paused" in sentence(wrong)
+
+
+def test_what_is_tried_again_is_followed_to_its_end(
+    run: Callable[..., Done],
+    address: str,
+    stage: Stage,
+    scenery: scenes.Scenery,
+    state: State,
+) -> None:
+    def play(event: Event) -> None:
+        if event.data.get("state") == "QUEUED":
+            scenery.start("tiny")
+        elif event.kind == "started":
+            [trial] = scenery.trials("tiny")
+            scenery.train("tiny", trial, 2, TrialState.SUCCEEDED)
+            write_report(state)
+            scenery.end("tiny", "succeeded")
+
+    scenery.submit("tiny")
+    run("cancel", "tiny", "--server", address)
+    stage.play = play
+    done = run("retry", "tiny", "--server", address, "--json")
+    assert done.code == 0
+    assert (
+        done.err.splitlines()[0] == f"tiny: queued again, 1 trials; {address}/ui/experiments/tiny"
+    )
+    content = json.loads(done.out)
+    assert content["experiment"]["state"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize(("failure", "code"), [("DataError", 2), ("WorkerLost", 1)])
+def test_an_experiment_that_only_its_user_can_mend_ends_with_the_code_of_a_mistake(
+    run: Callable[..., Done],
+    address: str,
+    file: Path,
+    stage: Stage,
+    scenery: scenes.Scenery,
+    state: State,
+    failure: str,
+    code: int,
+) -> None:
+    def play(event: Event) -> None:
+        if event.kind == "submitted":
+            scenery.entries["tiny"] = state.queue.entry("tiny")
+            scenery.start("tiny")
+        elif event.kind == "started":
+            for trial in scenery.trials("tiny"):
+                state.queue.store.move(
+                    state.queue.store.move(trial, TrialState.RUNNING), TrialState.FAILED,
+                    failure=failure, message="no such folder",
+                )  # fmt: skip
+            scenery.end("tiny", "failed", "all trials failed")
+
+    stage.play = play
+    done = run("sweep", file, "--server", address, "--json")
+    assert done.code == code
+    trials = json.loads(done.out)["trials"]
+    assert [trial["failure_is_users"] for trial in trials] == [code == 2] * 2
 
 
 def test_a_report_is_printed_and_its_page_fetched(

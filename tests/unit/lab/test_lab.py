@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
-from focus_lab.lab.lab import Lab, _is_users, artifact_root, embedded_tracking_uri
+from focus_lab.lab.lab import Lab, artifact_root, embedded_tracking_uri
 from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action
@@ -266,15 +266,6 @@ def test_files_of_experiments_go_beside_the_database_of_mlflow(tmp_path: Path) -
     assert artifact_root(embedded_tracking_uri(home), home) == (home / "mlartifacts").as_uri()
     assert artifact_root("postgresql://host/db", home) == (home / "mlartifacts").as_uri()
     assert artifact_root("http://host:5000", home) is None
-
-
-def test_whose_fault_a_failure_is() -> None:
-    assert _is_users("DataError")
-    assert _is_users("WeightsError")
-    assert not _is_users("NonFiniteLossError")
-    assert not _is_users("OutOfMemory")
-    assert not _is_users("inspect")
-    assert not _is_users(None)
 
 
 def test_jobs_carry_the_folder_of_their_trial(lab: Lab, spec: ExperimentSpec) -> None:

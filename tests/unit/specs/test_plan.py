@@ -13,6 +13,7 @@ from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import num_trials, plan
 
 RATIO = "model.token_selection.keep_ratio"
+FILES = {"images": "images", "annotations": "boxes.json"}
 
 
 def experiment(**sweep: Any) -> ExperimentSpec:
@@ -104,6 +105,17 @@ def test_random_search_draws_as_many_points_as_asked() -> None:
     made = plan(experiment(axes={RATIO: [0.1, 0.2, 0.3]}, search=search))
     assert len({cell.name for cell in made.cells}) == 2
     assert plan(experiment(axes={RATIO: [0.1, 0.2, 0.3]}, search=search)) == made
+
+
+def test_cells_over_folders_are_named_by_as_much_of_them_as_tells_them_apart() -> None:
+    def names(*roots: str) -> list[str]:
+        base = {"kind": "coco", "root": "data", "train": FILES, "val": FILES}
+        content = {"name": "test", "data": base, "sweep": {"axes": {"data.root": roots}}}
+        return [cell.name for cell in plan(ExperimentSpec.model_validate(content)).cells]
+
+    assert names("/srv/data/fish", "/srv/data/birds") == ["root=fish", "root=birds"]
+    assert names("/srv/old/fish", "/srv/new/fish") == ["root=old/fish", "root=new/fish"]
+    assert names("fish", "/srv/birds") == ["root=fish", "root=birds"]
 
 
 def test_an_unknown_baseline_is_refused() -> None:
