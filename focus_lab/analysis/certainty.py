@@ -74,7 +74,11 @@ def _decisions(cells: list[CellSummary], metric: str) -> list[str]:
         assert difference is not None
         text = f"{phrases.name(cell)} {phrases.difference(metric, difference)}"
         if difference.low is None:
-            opening = "Not decided, with one seed in common with the baseline"
+            opening = (
+                "Not decided, with one seed in common with the baseline"
+                if difference.n < 2
+                else "Not decided, since equal differences in every seed leave the spread unknown"
+            )
         else:
             p_value = cell.adjusted.get(metric)
             text += f" (p {q.probability(p_value)})"
@@ -107,9 +111,7 @@ def _second_opinion(cells: list[CellSummary], metric: str) -> list[str]:
 
 def _lead(comparison: Comparison, metric: str) -> list[str]:
     """Whether the best cell is better than the next: chosen by the result, so corrected for all."""
-    sign = 1 if comparison.objectives.get(metric) == "max" else -1
-    placed = [cell for cell in comparison.measured if cell.mean(metric) is not None]
-    ranked = sorted(placed, key=lambda cell: -sign * (cell.mean(metric) or 0.0))
+    ranked = comparison.ranked(metric)
     if len(ranked) < 2:
         return []
     best, next_one = ranked[:2]
@@ -120,6 +122,10 @@ def _lead(comparison: Comparison, metric: str) -> list[str]:
         return [f"{text}not decided: they have fewer than two seeds in common."]
     p_value = min(1.0, pairs * found.p_value)
     how = f"{phrases.difference(metric, found)}, p {q.probability(p_value)} corrected for all pairs"
+    sign = 1 if comparison.objectives[metric] == "max" else -1
+    if sign * found.mean < 0:
+        # Other cells' seeds have ranked them; the seeds that both have say otherwise.
+        return [f"{text}not decided: where both have a seed, it is worse ({how})."]
     if p_value < ALPHA:
         return [f"{phrases.name(best)} is better than the next, {phrases.name(next_one)} ({how})."]
     return [f"{text}not decided ({how})."]
@@ -130,10 +136,13 @@ def _what_would_be_found(cells: list[CellSummary], metric: str) -> list[str]:
     deviation, tested = _deviation(cells, metric)
     if not deviation:
         return []
-    seeds = min(difference.n for difference in tested)
-    smallest = detectable_effect(seeds, ALPHA / len(tested)) * deviation
+    counts = [difference.n for difference in tested]
+    # Of cells that have lost seeds no design is made.
+    seeds = max(sorted(set(counts)), key=counts.count)
+    most = "" if len(set(counts)) < 2 else ", as most cells have,"
+    smallest = detectable_effect(seeds, _level(cells, metric)) * deviation
     return [
-        f"With {seeds} seeds and the spread seen here (standard deviation of the paired "
+        f"With {seeds} seeds{most} and the spread seen here (standard deviation of the paired "
         f"differences: {q.number(metric, deviation)}), a difference of "
         f"{q.number(metric, smallest)} would be found with a chance of {q.percent(POWER)}, a "
         "smaller one less often."
@@ -142,7 +151,7 @@ def _what_would_be_found(cells: list[CellSummary], metric: str) -> list[str]:
 
 def _seeds_wanted(cells: list[CellSummary], metric: str) -> list[str]:
     """How many seeds the largest difference that is not decided would need."""
-    deviation, tested = _deviation(cells, metric)
+    deviation, _ = _deviation(cells, metric)
     open_ones = [
         (abs(difference.mean), phrases.name(cell))
         for cell in cells
@@ -153,7 +162,7 @@ def _seeds_wanted(cells: list[CellSummary], metric: str) -> list[str]:
     size, name = max(open_ones)
     if size < _NOTHING * deviation:
         return []
-    wanted = seeds_to_detect(size, deviation, ALPHA / len(tested))
+    wanted = seeds_to_detect(size, deviation, _level(cells, metric))
     count = f"about {wanted}" if wanted else "more than 50"
     return [
         f"A true difference of {q.number(metric, size)}, as {name} has here, would need {count} "
@@ -161,9 +170,20 @@ def _seeds_wanted(cells: list[CellSummary], metric: str) -> list[str]:
     ]
 
 
+def _level(cells: list[CellSummary], metric: str) -> float:
+    """The level that the smallest p-value must pass in Holm's correction."""
+    return ALPHA / sum(metric in cell.adjusted for cell in cells)
+
+
 def _deviation(cells: list[CellSummary], metric: str) -> tuple[float, list[Difference]]:
-    """Spread of the paired differences, pooled over cells, and those that have one."""
+    """Spread of the paired differences, pooled over cells, and those that have one.
+
+    A cell without effect on these data repeats the baseline's numbers: its 0 is no spread.
+    """
     found = [cell.difference(metric) for cell in cells]
-    tested = [d for d in found if d is not None and d.deviation is not None]
-    squares = [d.deviation**2 for d in tested if d.deviation is not None]
-    return (float(np.sqrt(np.mean(squares))) if squares else 0.0), tested
+    tested = [difference for difference in found if difference is not None and difference.deviation]
+    if not tested:
+        return 0.0, []
+    squares = [(difference.deviation or 0.0) ** 2 for difference in tested]
+    freedom = [difference.n - 1 for difference in tested]
+    return float(np.sqrt(np.average(squares, weights=freedom))), tested

@@ -8,6 +8,7 @@ chance that one is better is exactly 1 - p / 2 of the two-sided paired t test.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ def chances(
 ) -> Chances | None:
     """Chances of the cells that have every objective, in two common seeds or more.
 
+    Where cells lack seeds, as many cells and seeds as go together are taken.
+
     Args:
         cells: cell -> metric -> seed -> value.
         objectives: metric -> "max" or "min".
@@ -64,11 +67,15 @@ def chances(
     }
     if len(placed) < 2 or not repeated:
         return None
-    seeds = sorted(
-        set.intersection(*(set(values[m]) for values in placed.values() for m in repeated))
+    names, seeds = _in_common(
+        {
+            name: set.intersection(*(set(values[metric]) for metric in repeated))
+            for name, values in placed.items()
+        }
     )
-    if len(seeds) < 2:
+    if len(names) < 2 or len(seeds) < 2:
         return None
+    placed = {name: placed[name] for name in placed if name in names}
     columns = [
         list(values[metric].values())[:1] * len(seeds)
         if metric in once
@@ -85,6 +92,20 @@ def chances(
         found = knee(points, (directions[0], directions[1]))
         shares = {name: float((found == row).mean()) for row, name in enumerate(placed)}
     return Chances(tuple(seeds), dict(zip(placed, map(float, front), strict=True)), shares, once)
+
+
+def _in_common(seeds: Mapping[str, set[int]]) -> tuple[set[str], list[int]]:
+    """Cells and the seeds that all of these have: as many of both as go together.
+
+    One cell that has lost its seeds does not take those of all others away.
+    """
+    by_number = sorted(seeds.values(), key=len, reverse=True)
+    candidates = list(itertools.accumulate(by_number, lambda one, other: one & other))
+    best = max(
+        candidates,
+        key=lambda found: (len(found) - 1) * sum(found <= other for other in seeds.values()),
+    )
+    return {name for name, found in seeds.items() if best <= found}, sorted(best)
 
 
 def draw_means(

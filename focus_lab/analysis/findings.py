@@ -47,13 +47,12 @@ def find(comparison: Comparison) -> Findings:
 
 def _best(comparison: Comparison) -> list[str]:
     metric, _ = comparison.axes
-    placed = [cell for cell in comparison.measured if cell.mean(metric) is not None]
-    if not placed:
+    ranked = comparison.ranked(metric)
+    if not ranked:
         return [f"{q.label(metric)} was not measured, so the cells cannot be ranked by it."]
-    sign = 1 if comparison.objectives[metric] == "max" else -1
-    ranked = sorted(placed, key=lambda cell: -sign * (cell.mean(metric) or 0.0))
     best, worst = ranked[0], ranked[-1]
-    word = ("highest", "lowest") if sign > 0 else ("lowest", "highest")
+    rising = comparison.objectives[metric] == "max"
+    word = ("highest", "lowest") if rising else ("lowest", "highest")
     text = (
         f"{phrases.name(best)} has the {word[0]} {q.label(metric)}, {with_interval(best, metric)}"
     )
@@ -61,7 +60,13 @@ def _best(comparison: Comparison) -> list[str]:
         return [f"{phrases.name(best)} reaches {q.label(metric)} {with_interval(best, metric)}."]
     if best.n < 2:
         text += ", which one seed does not decide"
-    return [f"{text}; {phrases.name(worst)} has the {word[1]}, {with_interval(worst, metric)}."]
+    text += f"; {phrases.name(worst)} has the {word[1]}, {with_interval(worst, metric)}."
+    if comparison.uneven:
+        text += (
+            " Cells lack seeds that others have: order, front and knee go by means that are "
+            "adjusted for it (cell + seed by least squares), not by those that are shown."
+        )
+    return [text]
 
 
 def _front(comparison: Comparison) -> list[str]:
@@ -98,6 +103,8 @@ def _front(comparison: Comparison) -> list[str]:
         others = [cell for cell in (*front, *beaten) if cell.name not in comparison.chances.front]
         if others:
             text += f"; {phrases.names(others)}, with too few seeds, cannot be part of that"
+    elif not which:
+        text += ". That is not decided: no two cells have two seeds in common"
     return [f"{text}."]
 
 
@@ -119,7 +126,7 @@ def _knee(comparison: Comparison) -> list[str]:
         return []
     text = f"The front's knee, after which more cost buys less, is {q.printable(comparison.knee)}"
     if comparison.chances is None:
-        return [f"{text} as far as one seed tells, which decides nothing."]
+        return [f"{text} as far as single seeds tell, which decides nothing."]
     shares = sorted(comparison.chances.knee.items(), key=lambda item: -item[1])
     drawn = [
         f"{q.printable(name)} in {q.percent(share)}" for name, share in shares if share >= 0.01

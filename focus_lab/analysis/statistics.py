@@ -12,6 +12,8 @@ from scipy.special import stdtr, stdtrit
 from focus_lab.analysis.bootstrap import bootstrap_interval
 
 CONFIDENCE = 0.95
+_ROUNDING = 1e-12
+"""Spread below this share of the values is of their last digits."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def paired_difference(
     if half is None:
         return Difference(len(seeds), mean)
     deviation = float(np.std(differences, ddof=1))
+    if deviation <= _ROUNDING * max(abs(values[seed]) for seed in seeds):
+        deviation = half = 0.0
     if deviation > 0:
         statistic = abs(mean) / (deviation / math.sqrt(len(seeds)))
         p_value = float(2 * stdtr(len(seeds) - 1, -statistic))

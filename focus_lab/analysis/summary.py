@@ -12,6 +12,7 @@ import numpy as np
 from focus_lab.analysis import pareto
 from focus_lab.analysis.chances import Chances, chances
 from focus_lab.analysis.knee import knee
+from focus_lab.analysis.placing import means_over_all_seeds
 from focus_lab.analysis.power import ALPHA
 from focus_lab.analysis.quantities import is_no_box
 from focus_lab.analysis.records import CellRecord, ExperimentRecord, TrialRecord
@@ -38,7 +39,7 @@ class CellSummary:
     """Metric -> p-value of the difference after Holm's correction over all cells; without those
     that have one seed in common with the baseline."""
     on_front: bool = False
-    """On the Pareto front of the means."""
+    """On the Pareto front of the cells' positions."""
     seeds_on_front: tuple[int, int] = (0, 0)
     """(seeds in which this cell is on that seed's own front, seeds that all placed cells have)."""
 
@@ -83,10 +84,12 @@ class Comparison:
     baseline: CellSummary | None
     """The cell that others are compared with, when at least one of its trials succeeded."""
     objectives: dict[str, str] = field(default_factory=lambda: dict(_DEFAULT_OBJECTIVES))
+    positions: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Objective -> cell -> its mean as if every cell had every seed: by these cells are ranked."""
     chances: Chances | None = None
-    """How sure front and knee are; None when no two seeds are common to the cells."""
+    """How sure front and knee are; None when no two seeds are common to two cells."""
     knee: str | None = None
-    """Cell at the knee of the means' front; None without one, or with other than two objectives."""
+    """Cell at the knee of the front; None without one, or with other than two objectives."""
 
     @cached_property
     def measured(self) -> tuple[CellSummary, ...]:
@@ -100,6 +103,23 @@ class Comparison:
         spare = next(name for name in ("cost/gflops", "coco/AP") if name != names[0])
         return names[0], names[1] if len(names) > 1 else spare
 
+    def ranked(self, metric: str) -> list[CellSummary]:
+        """Cells by an objective, the best first; without those that do not have it."""
+        stands = self.positions[metric]
+        sign = 1 if self.objectives[metric] == "max" else -1
+        placed = [cell for cell in self.measured if cell.name in stands]
+        return sorted(placed, key=lambda cell: -sign * stands[cell.name])
+
+    @property
+    def uneven(self) -> bool:
+        """Whether cells lack seeds that others have, so that means alone would mislead."""
+        return any(
+            stands[cell.name] != cell.mean(metric)
+            for metric, stands in self.positions.items()
+            for cell in self.measured
+            if cell.name in stands
+        )
+
     def relative(self, cell: CellSummary, metric: str) -> float | None:
         """A cell's mean as a multiple of the baseline's; None when either is missing."""
         mine = cell.mean(metric)
@@ -111,7 +131,11 @@ def compare(record: ExperimentRecord) -> Comparison:
     """Summaries of all cells of an experiment, in the order of the design."""
     objectives = dict(record.objectives) or dict(_DEFAULT_OBJECTIVES)
     cells = [_summarise(cell, record.trials_of(cell.name)) for cell in record.cells]
-    points = _points(cells, objectives)
+    positions = {
+        metric: means_over_all_seeds({cell.name: cell.values.get(metric, {}) for cell in cells})
+        for metric in objectives
+    }
+    points = _points(cells, positions)
     on_front = pareto.front(points, list(objectives.values()))
     by_seed = _fronts_by_seed(cells, objectives)
     cells = [
@@ -130,6 +154,7 @@ def compare(record: ExperimentRecord) -> Comparison:
         tuple(cells),
         baseline,
         objectives,
+        positions,
         chances({cell.name: cell.values for cell in cells if cell.name in points}, objectives),
         _knee(points, objectives),
     )
@@ -147,6 +172,9 @@ def _with_differences(cells: list[CellSummary], baseline: CellSummary) -> list[C
             found = paired_difference(values, baseline.values.get(metric, {}))
             if found is None:
                 continue
+            if found.deviation == 0 and found.mean and not metric.startswith("cost/"):
+                # Costs repeat; what is trained does not: its spread is not 0, but not known.
+                found = Difference(found.n, found.mean)
             differences[cell.name][metric] = found
             if found.p_value is not None:
                 p_values.setdefault(metric, {})[cell.name] = found.p_value
@@ -186,15 +214,15 @@ def _last(trial: TrialRecord, metric: str) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _points(cells: list[CellSummary], objectives: dict[str, str]) -> dict[str, list[float]]:
-    """Means of the cells that have every objective."""
-    points: dict[str, list[float]] = {}
-    for cell in cells:
-        means = [cell.mean(metric) for metric in objectives]
-        known = [mean for mean in means if mean is not None]
-        if len(known) == len(means):
-            points[cell.name] = known
-    return points
+def _points(
+    cells: list[CellSummary], positions: dict[str, dict[str, float]]
+) -> dict[str, list[float]]:
+    """Where the cells stand that have every objective."""
+    return {
+        cell.name: [found[cell.name] for found in positions.values()]
+        for cell in cells
+        if all(cell.name in found for found in positions.values())
+    }
 
 
 def _knee(points: dict[str, list[float]], objectives: dict[str, str]) -> str | None:

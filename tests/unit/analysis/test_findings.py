@@ -81,8 +81,81 @@ def test_a_cell_with_too_few_seeds_has_no_chance_and_is_named(make_record):
 def test_one_seed_never_wins(make_record):
     answer, _ = _find(make_record({"a": {0: 0.1}, "b": {0: 0.42}, "base": {0: 0.43}}))
     assert "which one seed does not decide" in answer
-    assert "is b as far as one seed tells, which decides nothing" in answer
+    assert "is b as far as single seeds tell, which decides nothing" in answer
     assert "chance" not in answer
+
+
+def test_a_cell_that_lost_its_worst_seed_does_not_win_by_that(make_record):
+    aps = {
+        "a": {1: 0.28, 2: 0.301, 3: 0.29},
+        "base": {0: 0.10, 1: 0.30, 2: 0.32, 3: 0.31},
+    }
+    answer, certainty = _find(make_record(aps))
+    assert answer.startswith("base has the highest AP, 0.258")
+    assert "Cells lack seeds that others have: order, front and knee go by means" in answer
+    assert "a is better" not in certainty
+    assert "base is better than the next, a (+0.020" in certainty
+    even = {cell: {seed: ap for seed, ap in found.items() if seed} for cell, found in aps.items()}
+    assert "Cells lack seeds" not in _find(make_record(even))[0]
+
+
+def test_the_best_by_others_seeds_is_not_called_better_where_both_have_one(make_record):
+    # By what each gains over the baseline b is ahead of a, by the two seeds of both .01 behind.
+    aps = {
+        "a": {0: 0.31, 1: 0.32, 2: 0.32, 3: 0.33},
+        "b": {0: 0.30, 1: 0.31, 4: 0.39, 5: 0.40},
+        "base": {0: 0.30, 1: 0.31, 2: 0.30, 3: 0.31, 4: 0.30, 5: 0.31},
+    }
+    certainty = _find(make_record(aps))[1]
+    assert "not decided: where both have a seed, it is worse (\N{MINUS SIGN}0.010" in certainty
+
+
+def test_a_front_of_single_seeds_beside_others_is_not_decided(make_record):
+    answer, _ = _find(make_record({"a": {0: 0.5}, "base": {0: 0.43, 1: 0.44, 2: 0.42}}))
+    assert "That is not decided: no two cells have two seeds in common." in answer
+
+
+def test_a_damaged_cell_takes_nobody_elses_chances(make_record):
+    whole = {seed: 0.3 + seed / 100 for seed in range(5)}
+    aps = {name: {s: v + i / 50 for s, v in whole.items()} for i, name in enumerate("abc")}
+    aps |= {"damaged": {0: 0.2, 5: 0.3}, "base": whole}
+    comparison = compare(make_record(aps))
+    assert comparison.chances.seeds == (0, 1, 2, 3, 4)
+    assert set(comparison.chances.front) == {"a", "b", "c", "base"}
+    assert "damaged, with too few seeds, cannot be part of that" in _find(make_record(aps))[0]
+
+
+def test_neither_damaged_cells_nor_those_without_effect_say_what_would_be_found(make_record):
+    base = {0: 0.30, 1: 0.31, 2: 0.32, 3: 0.30, 4: 0.29}
+    aps = {
+        "a": {0: 0.31, 1: 0.30, 2: 0.33, 3: 0.32, 4: 0.28},
+        "b": {0: 0.29, 1: 0.33, 2: 0.33, 3: 0.31, 4: 0.31},
+        "base": base,
+    }
+
+    def found(cells):
+        [sentence] = [s for s in _sentences(cells) if "would be found with" in s]
+        return sentence
+
+    def _sentences(cells):
+        return find(compare(make_record(cells))).certainty
+
+    alone = found(aps)
+    assert alone.startswith("With 5 seeds and the spread")
+    damaged = found({"damaged": {0: 0.31, 1: 0.34}, **aps})
+    assert damaged.startswith("With 5 seeds, as most cells have, and the spread")
+    spread = alone.partition("differences: ")[2].partition(")")[0]
+    same = found({"same": base, "same too": dict(base), **aps})
+    assert same.partition("differences: ")[2].partition(")")[0] == spread
+
+
+def test_equal_differences_in_two_seeds_are_no_proof(make_record):
+    aps = {"a": {0: 0.31, 1: 0.41}, "base": {0: 0.30, 1: 0.40}}
+    certainty = _find(make_record(aps))[1]
+    assert "Decided" not in certainty
+    assert (
+        "Not decided, since equal differences in every seed leave the spread unknown" in certainty
+    )
 
 
 def test_saved_flops_are_set_beside_time(make_record):
