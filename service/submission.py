@@ -20,7 +20,7 @@ from focus_lab.specs.base import fingerprint
 from focus_lab.specs.compose import Document, parse_untrusted, parse_untrusted_json
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.explain import validate_as
-from focus_lab.specs.plan import Plan, num_trials, plan
+from focus_lab.specs.plan import Plan, num_trials, plan, trials_in_all
 from service.problems import ProblemError
 
 YAML_TYPES = ("application/yaml", "application/x-yaml", "text/yaml")
@@ -103,7 +103,12 @@ def plan_view(spec: ExperimentSpec, planned: Plan, costs: dict[str, Any] | None)
                 cost=costs.get(cell.name) if costs else None,
             )
         )
-    return models.Plan(name=spec.name, trials=len(planned.trials), cells=cells)
+    return models.Plan(
+        name=spec.name,
+        trials=len(planned.trials),
+        trials_in_all=trials_in_all(spec, planned),
+        cells=cells,
+    )
 
 
 class Costs:

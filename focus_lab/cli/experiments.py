@@ -151,7 +151,7 @@ def show_plan(
 ) -> None:
     """Show what would run and what it would cost; runs nothing."""
     from focus_lab.specs.load import load_experiment
-    from focus_lab.specs.plan import num_trials
+    from focus_lab.specs.plan import trials_in_all
 
     spec, plan = load_experiment(file, settings)
     cells = tuple(only or ())
@@ -192,8 +192,8 @@ def show_plan(
         )
     out.print(table)
     out.print(f"{trials} trials of {len(found)} cells. GFLOPs: 2 per multiply-add, one image.")
-    if num_trials(spec) > len(plan.trials):
-        out.print(f"The search begins with these; it ends with {num_trials(spec)} trials.")
+    if (in_all := trials_in_all(spec, plan)) > len(plan.trials):
+        out.print(f"The search begins with these; it ends with {in_all} trials.")
     if time:
         out.print(
             "Times: from the fastest and the slowest of a few training steps on this machine, one "

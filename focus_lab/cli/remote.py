@@ -111,7 +111,8 @@ def show(client: Client, experiment: said.Experiment, *, as_json: bool) -> None:
     if not as_json:
         for trial in trials:
             if trial.message:
-                talk.print(f"failed: {trial.name}: {trial.message}", soft_wrap=True)
+                what = "failed" if trial.state == "FAILED" else "without numbers"
+                talk.print(f"{what}: {trial.name}: {trial.message}", soft_wrap=True)
     if experiment.state != "SUCCEEDED":
         talk.print(
             f"{experiment.name}: {experiment.state.lower()}"
@@ -162,7 +163,7 @@ def plan(server: str, spec: ExperimentSpec, cells: tuple[str, ...], *, as_json: 
     if cells:
         kept = [cell for cell in found.cells if cell.name in cells]
         trials = sum(cell.trials for cell in kept)
-        found = found.model_copy(update={"cells": kept, "trials": trials})
+        found = found.model_copy(update={"cells": kept, "trials": trials, "trials_in_all": trials})
     if as_json:
         cells_said = [_planned(cell) for cell in found.cells]
         print_json({"name": found.name, "trials": found.trials, "cells": cells_said})
@@ -180,6 +181,8 @@ def plan(server: str, spec: ExperimentSpec, cells: tuple[str, ...], *, as_json: 
         )
     out.print(table)
     out.print(f"{found.trials} trials of {len(found.cells)} cells.")
+    if found.trials_in_all > found.trials:
+        out.print(f"The search begins with these; it ends with {found.trials_in_all} trials.")
 
 
 def _planned(cell: said.PlannedCell) -> dict[str, Any]:

@@ -37,8 +37,10 @@ def serve(
     out_dir: Out = RUNS,
     store: StoreUrl = None,
     tracking_uri: Tracking = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    host: Annotated[
+        str, typer.Option(envvar="FOCUS_LAB_HOST", help="Address to listen on.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="FOCUS_LAB_PORT", help="Port to listen on.")] = 8000,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -50,8 +52,9 @@ def serve(
     auth: Annotated[
         bool | None,
         typer.Option(
+            envvar="FOCUS_LAB_AUTH",
             help="Whether requests need a token; by default beyond this machine, and where "
-            "FOCUS_LAB_ALLOWED_HOSTS names others, as behind a proxy."
+            "FOCUS_LAB_ALLOWED_HOSTS names others, as behind a proxy.",
         ),
     ] = None,
     policy: PolicyFile = None,
@@ -59,7 +62,8 @@ def serve(
         int, typer.Option(help="Port of MLflow's pages, on this machine; 0: none.")
     ] = 5000,
     dispatcher: Annotated[
-        bool, typer.Option(help="Whether this process starts experiments.")
+        bool,
+        typer.Option(envvar="FOCUS_LAB_DISPATCH", help="Whether this process starts experiments."),
     ] = True,
 ) -> None:
     """Serve the queue, its REST interface and its pages."""

@@ -166,6 +166,9 @@ class Plan(Answer):
 
     name: str
     trials: int
+    """To begin with."""
+    trials_in_all: int
+    """More where a search chooses further ones by the results of the first."""
     cells: list[PlannedCell]
 
 

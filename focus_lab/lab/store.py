@@ -178,16 +178,14 @@ class Store:
             return [_experiment(row) for row in rows]
 
     def experiment(self, name: str) -> Experiment:
-        """An experiment by name or id.
+        """An experiment by id or name, the id first.
 
         Raises:
             StoreError: there is none.
         """
         with self.database.reading() as session:
-            row = session.scalar(
-                sa.select(ExperimentRow).where(
-                    sa.or_(ExperimentRow.name == name, ExperimentRow.id == name)
-                )
+            row = session.get(ExperimentRow, name) or session.scalar(
+                sa.select(ExperimentRow).where(ExperimentRow.name == name)
             )
             if row is None:
                 names = session.scalars(sa.select(ExperimentRow.name)).all()

@@ -285,6 +285,11 @@ class ExperimentSpec(Spec):
             raise ValueError(
                 f"must be 1 to 63 of a-z, 0-9 and hyphen, got {name!r}; for example keep-ratio"
             )
+        # Experiments are found by name or id: nobody may pass for another.
+        if re.fullmatch(r"[0-9a-f]{32}", name):
+            raise ValueError(
+                f"must not look like the id of an experiment, got {name!r}; add a word to it"
+            )
         return name
 
     @field_validator("objectives")

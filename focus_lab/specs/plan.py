@@ -113,6 +113,12 @@ def num_trials(spec: ExperimentSpec) -> int:
     return points * len(sweep.seeds)
 
 
+def trials_in_all(spec: ExperimentSpec, plan: Plan) -> int:
+    """How many trials an experiment ends with: a search's plan has its first batch only."""
+    searched = isinstance(spec.sweep.search, OptunaSearch)
+    return max(num_trials(spec), len(plan.trials)) if searched else len(plan.trials)
+
+
 def readings(cell: str, ratios: Sequence[float]) -> dict[str, float]:
     """Name -> keep ratio of what is read from a cell that was trained for several ratios."""
     return {f"{cell}@{ratio}": ratio for ratio in ratios}

@@ -55,6 +55,19 @@ def test_a_token_is_needed_wherever_strangers_may_come_from(
     assert warned == ("--no-auth" in options)
 
 
+def test_options_may_stand_in_the_environment(
+    started: list[Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in [
+        ("AUTH", "true"), ("HOST", "127.0.0.2"), ("PORT", "9999"), ("DISPATCH", "false"),
+    ]:  # fmt: skip
+        monkeypatch.setenv(f"FOCUS_LAB_{name}", value)
+    assert CliRunner().invoke(commands, ["serve"]).exit_code == 0
+    assert CliRunner().invoke(commands, ["serve", "--port", "1", "--no-auth"]).exit_code == 0
+    found = [(one.auth, one.host, one.port, one.dispatch) for one in started]
+    assert found == [(True, "127.0.0.2", 9999, False), (False, "127.0.0.2", 1, False)]
+
+
 @pytest.fixture
 def given_settings() -> dict[str, Any]:
     return {"auth": True}

@@ -38,6 +38,7 @@ from focus_lab.lab.tables import (
     QueueRow,
     TrialRow,
 )
+from focus_lab.specs.base import fingerprint
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import Plan
 
@@ -186,6 +187,12 @@ class Queue:
                 raise ActiveError(
                     f"experiment {spec.name}: is carried out from a command line, got "
                     f"{experiment.lease_owner}; wait for its end or choose another name"
+                )
+            # Whose it is nobody knows; the same spec again changes nothing of it.
+            if fingerprint(experiment.spec) != submission.mark:
+                raise NameTakenError(
+                    f"name: is taken by an experiment that was begun from a command line, got "
+                    f"{spec.name!r}; choose another name"
                 )
         self._check_queued(session, submitter)
         recorded = self.store.record_in(

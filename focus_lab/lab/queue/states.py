@@ -73,11 +73,16 @@ ACTIONS: dict[Action, dict[QueueState, QueueState]] = {
     Action.RESUME: {
         QueueState.PAUSED: QueueState.QUEUED,
         QueueState.QUEUED: QueueState.QUEUED,
+        # Its turn may come before somebody whose answer was lost asks again.
+        QueueState.STARTING: QueueState.STARTING,
+        QueueState.RUNNING: QueueState.RUNNING,
     },
     Action.RETRY: {
         QueueState.FAILED: QueueState.QUEUED,
         QueueState.CANCELLED: QueueState.QUEUED,
         QueueState.QUEUED: QueueState.QUEUED,
+        QueueState.STARTING: QueueState.STARTING,
+        QueueState.RUNNING: QueueState.RUNNING,
     },
 }
 """Action -> state it is allowed in -> state that it leads to; where both are equal, nothing is to

@@ -17,7 +17,7 @@ from focus_lab.lab.queue.events import Told
 from focus_lab.lab.queue.states import QueueState
 from focus_lab.specs.base import fingerprint
 from focus_lab.specs.experiment import ExperimentSpec
-from focus_lab.specs.plan import Plan
+from focus_lab.specs.plan import Plan, trials_in_all
 
 MOST_PRIORITY = 1000
 """In either direction: without an end to it, somebody could wait without one."""
@@ -73,7 +73,7 @@ class Submission:
             "priority": self.priority,
             "state": QueueState.QUEUED,
             "losses": 0,
-            "trials": len(self.plan.trials),
+            "trials": trials_in_all(self.spec, self.plan),
             "gang_cpus": gang.total.cpus,
             "gang_gpus": gang.total.gpus,
             "worker_cpus": gang.worker.cpus,

@@ -20,6 +20,7 @@ from focus_lab.errors import StoreError
 from focus_lab.lab import database as databases
 from focus_lab.lab.states import TRANSITIONS, TrialState
 from focus_lab.lab.store import Experiment, LeaseHeldError, StaleTrialError, Store, Trial
+from focus_lab.lab.tables import ExperimentRow
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
 
@@ -213,6 +214,20 @@ def test_experiments_come_newest_first(store: Store, record: Record) -> None:
     for name in ("one", "two", "three"):
         record(0.5, name=name)
     assert [made.name for made in store.experiments()] == ["three", "two", "one"]
+
+
+def test_nobody_passes_for_another_by_its_id(store: Store, record: Record) -> None:
+    first = record(0.5, name="one")
+    with pytest.raises(ValueError, match="must not look like the id of an experiment"):
+        record(0.5, name=first.id)
+    # Nor one that was recorded before that was refused.
+    with store.database.session() as session:
+        session.execute(
+            sa.insert(ExperimentRow).values(
+                id="f" * 32, name=first.id, spec={}, folder="x", created_at=first.created_at
+            )
+        )
+    assert store.experiment(first.id) == first
 
 
 def test_an_unknown_name_lists_the_known_ones(store: Store, record: Record) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from focus_lab.errors import SpecError
 from focus_lab.specs.experiment import ExperimentSpec
-from focus_lab.specs.plan import num_trials, plan
+from focus_lab.specs.plan import num_trials, plan, trials_in_all
 
 RATIO = "model.token_selection.keep_ratio"
 FILES = {"images": "images", "annotations": "boxes.json"}
@@ -116,6 +116,15 @@ def test_cells_over_folders_are_named_by_as_much_of_them_as_tells_them_apart() -
     assert names("/srv/data/fish", "/srv/data/birds") == ["root=fish", "root=birds"]
     assert names("/srv/old/fish", "/srv/new/fish") == ["root=old/fish", "root=new/fish"]
     assert names("fish", "/srv/birds") == ["root=fish", "root=birds"]
+
+
+def test_a_search_by_results_ends_with_more_trials_than_it_begins_with() -> None:
+    axes = {RATIO: [0.1, 0.2, 0.3, 0.4, 0.5]}
+    searched = experiment(axes=axes, search={"kind": "optuna", "samples": 4, "batch": 2})
+    assert (len(plan(searched).trials), trials_in_all(searched, plan(searched))) == (2, 4)
+    # The base stands for itself in a grid, and is counted once.
+    grid = experiment(axes=axes, cells={"other": {"model.dual_attention.enabled": False}})
+    assert trials_in_all(grid, plan(grid)) == len(plan(grid).trials) == 6
 
 
 def test_an_unknown_baseline_is_refused() -> None:

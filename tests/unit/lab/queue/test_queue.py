@@ -177,6 +177,9 @@ def test_an_experiment_of_a_command_line_is_adopted_once_nobody_carries_it_out(
     with pytest.raises(NoEntryError):
         queue.entry("one")
     clock.advance(seconds=61)
+    with pytest.raises(NameTakenError, match="was begun from a command line, got 'one'"):
+        submit("one", 0.1)
+    assert store.experiment("one").spec == made.spec
     entry, is_new = submit("one")
     assert is_new
     assert entry.id == made.id
@@ -355,8 +358,9 @@ def test_the_table_of_actions_is_this_one() -> None:
         "PAUSING>CANCELLING CANCELLING>CANCELLING CANCELLED>CANCELLED",
         Action.PAUSE: "QUEUED>PAUSED STARTING>PAUSING RUNNING>PAUSING PAUSING>PAUSING "
         "PAUSED>PAUSED",
-        Action.RESUME: "PAUSED>QUEUED QUEUED>QUEUED",
-        Action.RETRY: "FAILED>QUEUED CANCELLED>QUEUED QUEUED>QUEUED",
+        Action.RESUME: "PAUSED>QUEUED QUEUED>QUEUED STARTING>STARTING RUNNING>RUNNING",
+        Action.RETRY: "FAILED>QUEUED CANCELLED>QUEUED QUEUED>QUEUED STARTING>STARTING "
+        "RUNNING>RUNNING",
     }
     for action, text in said.items():
         table = dict(pair.split(">") for pair in text.split())
