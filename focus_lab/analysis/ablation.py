@@ -30,7 +30,7 @@ def ablation_table(comparison: Comparison) -> Table:
     ordered = sorted(comparison.cells, key=lambda cell: not _is_baseline(cell, comparison))
     rows = [_row(cell, comparison, metric, cost) for cell in ordered]
     caption = f"Ablation: {label} and {cost_label} of each deviation from the baseline"
-    if all(cell.name == change(cell).replace(", ", ",").replace(" ", "=") for cell in ordered):
+    if all(_is_named_by(change(cell), cell.name) for cell in ordered):
         # The names say it already, and a phone has no room to say it twice.
         short = tuple((row[0], *row[2:]) for row in rows)
         return Table(caption, (columns[0], *columns[2:]), short, frozenset({0, 7}))
@@ -62,6 +62,11 @@ def change(cell: CellSummary) -> str:
     changed = cell.record.overrides.items()
     text = ", ".join(f"{q.field(path)} {q.short(value)}" for path, value in changed)
     return q.printable(text) if text else "none"
+
+
+def _is_named_by(text: str, name: str) -> bool:
+    """Whether a name of the axes says what a change says."""
+    return name.replace(" ", "=") == text.replace(", ", ",").replace(" ", "=")
 
 
 def _row(cell: CellSummary, comparison: Comparison, metric: str, cost: str) -> tuple[str, ...]:

@@ -46,15 +46,17 @@ def draw_plots(comparison: Comparison, breakdowns: Mapping[str, Sequence[Breakdo
         (
             "keep_ratio",
             "AP, AP50 and foreground recall against the keep ratio",
-            "Foreground recall is the share of foreground tokens (the scorer's own targets) that "
-            "the first encoder layer keeps. " + _share(comparison) + bars,
+            "Foreground recall is the share of the tokens labelled foreground by "
+            "model.foreground_targets, whatever the scorer learns, that any encoder layer refines. "
+            + _share(comparison)
+            + bars,
             keep_ratio_plots.keep_ratio_plot(comparison),
         ),
         (
             "recall",
             "Foreground recall by feature level and by size of box",
             "Level 0 is the finest; sizes of boxes are COCO's (below 32², below 96², above, in "
-            "pixels of the original image)." + bars,
+            "pixels of the original image)." + _line(comparison) + bars,
             keep_ratio_plots.recall_plot(comparison),
         ),
         (
@@ -111,3 +113,8 @@ def _share(comparison: Comparison) -> str:
     if share is None:
         return "The mean foreground share was not measured."
     return f"On average {q.percent(share)} of the tokens lie in boxes (dotted line)."
+
+
+def _line(comparison: Comparison) -> str:
+    name = keep_ratio_plots.recall_line(comparison)
+    return f" Drawn are the cells of the line “{q.printable(name)}” alone." if name else ""

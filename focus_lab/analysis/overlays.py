@@ -81,7 +81,7 @@ def cell_tile(image: SampleImage, names: Sequence[str], cell: str, seed: int) ->
 
 def layer_tile(image: SampleImage, names: Sequence[str], cell: str, layer: int) -> Tile | None:
     """The tokens that one encoder layer refines, 0 the first; None when the file is no image."""
-    kept = tuple((depth > layer).astype(np.float64) for depth in image.depth_by_level)
+    kept = tuple(refined.astype(np.float64) for refined in image.refined_by(layer))
     drawn = _drawn(image, kept, names, LAYER_SIDE, labelled=False)
     if drawn is None:
         return None

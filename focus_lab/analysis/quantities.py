@@ -122,9 +122,10 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def short(value: object) -> str:
-    """A value from a spec as text: a variant by its kind."""
+    """A value from a spec as text: a variant as its kind, then its other fields."""
     if isinstance(value, dict) and "kind" in value:
-        return str(value["kind"])
+        others = (f"{name}={short(inner)}" for name, inner in value.items() if name != "kind")
+        return " ".join((str(value["kind"]), *others))
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 

@@ -15,9 +15,9 @@ class CellRecord:
     overrides: dict[str, Any]
     is_baseline: bool
     keep_ratio: float
-    """Share of tokens that the first encoder layer may refine (rho)."""
+    """Share of the tokens that may be refined (rho), of which the cascade gives layers a share."""
     mean_keep_ratio: float
-    """Mean over the layers: keep_ratio x mean(cascade), the number that the paper prints."""
+    """Mean share that a layer refines: the number that the paper prints."""
     read_from: str | None = None
     """The cell that was trained, when this one is its weights at another keep ratio."""
     alone: str | None = None

@@ -42,12 +42,23 @@ class SampleImage:
     """Pixels of the input a token, by level."""
     num_layers: int
     """Encoder layers: the largest depth."""
+    kept_by_layer: tuple[int, ...] | None = None
+    """How many tokens each layer refined; None in older files, whose cascades are taken to fall."""
 
     @property
     def kept_share(self) -> float:
         """Share of the tokens that at least one layer refined."""
         kept = sum(int((depth > 0).sum()) for depth in self.depth_by_level)
         return kept / max(1, sum(depth.size for depth in self.depth_by_level))
+
+    def refined_by(self, layer: int) -> tuple[NDArray[np.bool_], ...]:
+        """Which tokens an encoder layer refined, 0 the first: [h, w] a level.
+
+        Layers take prefixes of one ranking, so all that take more have every token of this one.
+        """
+        kept = self.kept_by_layer
+        larger = layer if kept is None else sum(count > kept[layer] for count in kept)
+        return tuple(depth > larger for depth in self.depth_by_level)
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,11 @@ def _image(folder: Path, entry: dict[str, Any], layers: int) -> SampleImage:
     if len(depth) != ends[-1]:
         raise ValueError("kept_depth and level_shapes disagree")
     levels = np.split(depth, ends[:-1])
+    kept = (
+        tuple(int(count) for count in entry["kept_by_layer"]) if "kept_by_layer" in entry else None
+    )
+    if kept is not None and len(kept) != layers:
+        raise ValueError("kept_by_layer and num_encoder_layers disagree")
     height, width = entry["original_size"]
     input_height, input_width = entry["input_size"]
     return SampleImage(
@@ -93,6 +109,7 @@ def _image(folder: Path, entry: dict[str, Any], layers: int) -> SampleImage:
         ),
         strides=tuple(int(stride) for stride in entry["strides"]),
         num_layers=max(1, layers),
+        kept_by_layer=kept,
     )
 
 

@@ -173,8 +173,8 @@ class TokenSelection(Spec):
     scoring: Scoring = FocusScoring(kind="focus")
     """How tokens are scored."""
     keep_ratio: Ratio = 0.5
-    """Share of the valid tokens that the first layer may refine (rho). The paper's "0.3" is the
-    mean over layers: 0.5 x mean(cascade)."""
+    """Share of the valid tokens that may be refined (rho), of which `cascade` gives each layer a
+    share. The paper's "0.3" is the mean over layers: 0.5 x mean(cascade)."""
     cascade: Cascade = (1.0, 0.8, 0.6, 0.6, 0.4, 0.2)
     """Share of the kept tokens by encoder layer: one value a layer, or made for a mean:
     {kind: constant, linear, geometric, step or reversed, mean: 0.6}. Layers that take more than the

@@ -29,7 +29,7 @@ def check_effective(spec: TrialSpec, model: FocusDETR) -> None:
 
 
 def check_kept(spec: TrialSpec, metrics: Metrics, wanted: float) -> None:
-    """See that the first layer has kept the wanted ratio, as counted while evaluating.
+    """See that the first layer has kept its share of the wanted ratio, as counted while evaluating.
 
     Raises:
         EffectiveSpecError: it has not.

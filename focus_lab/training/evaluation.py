@@ -111,7 +111,7 @@ class TokenStatistics:
         self.kept = torch.zeros(self._layers, dtype=torch.float64)
         levels = spec.num_feature_levels
         self.kept_by_level = torch.zeros(levels, dtype=torch.float64)
-        # Rows: foreground, and what the first encoder layer keeps of it.
+        # Rows: foreground, and what any encoder layer keeps of it.
         self.recall_by_level = torch.zeros(2, levels, dtype=torch.float64)
         self.recall_by_size = torch.zeros(2, len(_SIZES), dtype=torch.float64)
 

@@ -1,7 +1,7 @@
 """What a trial shows of itself: the same validation images in every trial.
 
-With them go detections and the depth to which each token was refined. Numbers only; the report
-draws them.
+With them go detections, the depth to which each token was refined, and how many each layer refined.
+Numbers only; the report draws them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from PIL import Image
 from focus_lab.data.dataset import DetectionDataset
 from focus_lab.data.loader import build_eval_loader
 from focus_lab.model.focus_detr import FocusDETR
+from focus_lab.model.output import ModelOutput
 from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.evaluation import detect, kept_depth
 
@@ -85,6 +86,7 @@ def write_samples(
                     "level_shapes": output["level_shapes"],
                     "strides": output["strides"],
                     "kept_depth": kept_depth(output, layers)[0].tolist(),
+                    "kept_by_layer": _kept_by_layer(output, layers),
                 }
             )
     content = {
@@ -93,3 +95,11 @@ def write_samples(
         "images": entries,
     }
     (folder / FILE).write_text(json.dumps(content))
+
+
+def _kept_by_layer(output: ModelOutput, num_layers: int) -> list[int]:
+    """How many tokens of the only image each encoder layer refines."""
+    selected = output["token_selection"]
+    if selected is None:
+        return [sum(height * width for height, width in output["level_shapes"])] * num_layers
+    return [kept for (kept,) in selected.kept]

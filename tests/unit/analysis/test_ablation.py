@@ -54,8 +54,17 @@ def test_names_that_say_what_they_change_are_not_followed_by_it(make_record):
     assert "change" not in ablation_table(compare(make_record(aps))).columns
 
 
-def test_a_variant_is_named_by_its_kind(make_record):
+def test_names_of_variants_are_not_followed_by_what_they_say_either(make_record):
+    record = make_record({f"cascade=linear mean={mean}": {0: 0.2} for mean in (0.4, 0.6)})
+    cells = [
+        replace(cell, overrides={"model.cascade": {"kind": "linear", "mean": mean}})
+        for cell, mean in zip(record.cells, (0.4, 0.6), strict=True)
+    ]
+    assert "change" not in ablation_table(compare(replace(record, cells=tuple(cells)))).columns
+
+
+def test_a_variant_is_named_by_its_kind_and_its_other_fields(make_record):
     record = make_record(APS)
     changed = replace(record.cells[0], overrides={"model.scoring": {"kind": "dense", "x": 1}})
     record = replace(record, cells=(changed, *record.cells[1:]))
-    assert _rows(ablation_table(compare(record)))["far"]["change"] == "scoring dense"
+    assert _rows(ablation_table(compare(record)))["far"]["change"] == "scoring dense x=1"

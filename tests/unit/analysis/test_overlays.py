@@ -95,6 +95,51 @@ def test_each_layer_has_a_picture_with_the_tokens_that_it_refines(make_record, s
     assert brighter[row, right].mean() > 1.5 * pixels.std(axis=2)[row, right].mean()
 
 
+@pytest.mark.parametrize(
+    ("kept", "captions"),
+    [
+        ([8, 15], ["27 % kept", "50 % kept"]),
+        ([15, 8], ["50 % kept", "27 % kept"]),
+        (None, ["50 % kept", "27 % kept"]),  # a file from before, whose cascade is taken to fall
+    ],
+)
+def test_a_rising_cascade_is_drawn_in_the_order_of_its_layers(
+    make_record, samples_folder, kept, captions
+):
+    _with_counts(samples_folder, kept)
+    (image,) = draw_pictures(compare(make_record(APS, samples=samples_folder))).layers
+    tiles = image.rows[0][1]
+    assert [tile.caption for tile in tiles] == captions
+    for caption, tile in zip(captions, tiles, strict=True):
+        assert f"{caption.removesuffix(' kept')} of the tokens refined" in tile.alt
+
+
+def test_layers_that_take_equally_many_refine_the_same_tokens(make_record, samples_folder):
+    path = samples_folder / "samples.json"
+    content = json.loads(path.read_text())
+    (entry,) = content["images"]
+    entry["kept_depth"] = [2 * min(depth, 1) for depth in entry["kept_depth"]]
+    path.write_text(json.dumps(content))
+    _with_counts(samples_folder, [15, 15])
+    (image,) = draw_pictures(compare(make_record(APS, samples=samples_folder))).layers
+    first, second = image.rows[0][1]
+    assert first.caption == second.caption == "50 % kept"
+    assert first.jpeg == second.jpeg
+
+
+def test_counts_of_other_layers_than_there_are_cost_the_pictures_only(make_record, samples_folder):
+    _with_counts(samples_folder, [15])
+    assert draw_pictures(compare(make_record(APS, samples=samples_folder))).rows == ()
+
+
+def _with_counts(folder, kept):
+    path = folder / "samples.json"
+    content = json.loads(path.read_text())
+    if kept is not None:
+        content["images"][0]["kept_by_layer"] = kept
+    path.write_text(json.dumps(content))
+
+
 def test_classes_are_told_apart_by_letters_as_well_as_by_colour(make_record, samples_folder):
     names = ["shark", "starfish", "stingray", "fish", "star"]
     assert [abbreviated(names, n) for n in range(5)] == ["sh", "starf", "sti", "f", "star"]

@@ -6,6 +6,7 @@ import matplotlib
 import pytest
 
 from focus_lab.analysis import class_plots, drawing, keep_ratio_plots, plots
+from focus_lab.analysis.figures import draw_plots
 from focus_lab.analysis.summary import compare
 
 ALL = (
@@ -77,6 +78,48 @@ def test_cells_that_differ_in_more_than_the_keep_ratio_get_their_own_line(make_r
     text = keep_ratio_plots.keep_ratio_plot(compare(replace(record, cells=tuple(cells))))
     assert "scoring dense" in text
     assert re.search("foreground share 14 %", text)
+
+
+def test_variants_that_differ_in_a_number_get_their_own_line(make_record):
+    svg = keep_ratio_plots.keep_ratio_plot(compare(_two_cascades(make_record)))
+    text = list(ET.fromstring(svg).itertext())
+    assert {"linear mean=0.4", "linear mean=0.6"} <= {t.removeprefix("cascade ") for t in text}
+
+
+def test_cut_names_of_lines_can_be_told_apart(make_record):
+    record = _two_cascades(make_record, also={"model.dual_attention.enabled": False})
+    text = "".join(ET.fromstring(keep_ratio_plots.keep_ratio_plot(compare(record))).itertext())
+    assert "0.4, dual" in text
+    assert "0.6, dual" in text
+
+
+def test_the_axis_is_the_keep_ratio_and_not_what_a_layer_refines(make_record):
+    svg = keep_ratio_plots.keep_ratio_plot(compare(make_record(APS)))
+    assert "keep ratio" in list(ET.fromstring(svg).itertext())
+
+
+def test_the_caption_says_which_of_several_lines_recall_is_drawn_of(make_record):
+    of_one = {plot.name: plot for plot in draw_plots(compare(make_record(APS)), {})}
+    assert "Drawn are" not in of_one["recall"].caption
+    record = _two_cascades(make_record)
+    of_two = {plot.name: plot for plot in draw_plots(compare(record), {})}
+    # Three of the four cells.
+    assert "the cells of the line “cascade linear mean=0.6” alone" in of_two["recall"].caption
+
+
+def _two_cascades(make_record, also=None):
+    """The first cell with one mean share, the others with another."""
+    record = make_record(APS)
+    cells = [
+        replace(
+            cell,
+            overrides=cell.overrides
+            | {"model.cascade": {"kind": "linear", "mean": 0.6 if place else 0.4}}
+            | (also or {}),
+        )
+        for place, cell in enumerate(record.cells)
+    ]
+    return replace(record, cells=tuple(cells))
 
 
 def test_the_pareto_plot_writes_each_cells_chance_beside_its_name(make_record):

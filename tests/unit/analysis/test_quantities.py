@@ -32,6 +32,20 @@ def test_a_field_that_many_parts_have_is_named_with_its_part():
     assert q.field("model.dual_attention.enabled") == "dual_attention.enabled"
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("neck_features", "neck_features"),
+        ([1.0, 0.5], "[1.0, 0.5]"),
+        ({"kind": "dense"}, "dense"),
+        ({"kind": "linear", "mean": 0.6, "first": 0.9}, "linear mean=0.6 first=0.9"),
+        ({"kind": "a", "of": {"kind": "b", "x": None}}, "a of=b x=null"),
+    ],
+)
+def test_a_value_of_a_spec_is_short_and_leaves_nothing_out(value, text):
+    assert q.short(value) == text
+
+
 def test_cut_names_can_still_be_told_apart():
     names = [
         f"keep_ratio={r},cascade=[1.0 {c}],num_tokens=30" for r in (0.1, 0.3) for c in (0.5, 1)

@@ -65,6 +65,23 @@ def test_columns_are_explained_below_the_table_that_has_them(make_record, tmp_pa
         assert f"“{column.capitalize()}”" in below[: below.index("<table", 1)]
 
 
+def test_ratio_and_recall_are_said_to_be_of_what_any_layer_refines(make_record, tmp_path):
+    page = write_report(make_record(APS), tmp_path).read_text()
+    markdown = (tmp_path / "report.md").read_text()
+    caption = next(line for line in page.splitlines() if "Foreground recall is the share" in line)
+    recall = "by model.foreground_targets, whatever the scorer learns, that any encoder layer"
+    assert recall in caption
+    for text, start in ((page, "<dt>Keep ratio</dt>"), (markdown, "- Keep ratio:")):
+        ratio, of_recall = text[text.index(start) :].splitlines()[:2]
+        assert "each encoder layer refines the cascade's share of these" in ratio
+        assert recall in of_recall
+
+
+def test_layers_are_said_to_refine_the_best_of_one_ranking(make_record, samples_folder, tmp_path):
+    page = write_report(make_record(APS, samples=samples_folder), tmp_path / "out").read_text()
+    assert "the best of one ranking, as many as the cascade gives it" in page
+
+
 def test_one_seed_is_said_on_the_page_and_in_markdown(make_record, tmp_path):
     page = write_report(make_record(APS), tmp_path)
     assert "One seed decides nothing" in page.read_text()
