@@ -51,6 +51,7 @@ class State:
     def __post_init__(self) -> None:
         database = self.queue.store.database
         self.events = EventLog(database)
+        self.events.adopt()
         self.tokens = Tokens(database)
         self.door = Door(self.tokens)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))

@@ -68,7 +68,7 @@ def write_events(session: Session, database: Database, told: Sequence[Told]) -> 
     statement = EventRow.insert()
     common: dict[str, Any] = {}
     if database.is_postgresql:
-        transaction = sa.cast(sa.cast(sa.func.pg_current_xact_id(), sa.Text), sa.BigInteger)
+        transaction = _number(sa.func.pg_current_xact_id())
         statement = statement.values(transaction=transaction, at=database.clock())
     else:
         common = {"transaction": 0, "at": database.now(session)}
@@ -107,9 +107,12 @@ class EventLog:
             experiment_id: of this experiment only.
             limit: how many at most.
         """
+        known: Any = sa.literal(cursor.transaction)
+        if self._database.is_postgresql:
+            # A place of the server that this one was restored from: events keep their ids.
+            known = sa.case((known >= _not_yet_begun(), 0), else_=known)
         query = sa.select(EventRow).where(
-            sa.tuple_(EventRow.transaction, EventRow.id)
-            > sa.tuple_(sa.literal(cursor.transaction), sa.literal(cursor.id))
+            sa.tuple_(EventRow.transaction, EventRow.id) > sa.tuple_(known, sa.literal(cursor.id))
         )
         if experiment_id is not None:
             query = query.where(EventRow.experiment_id == experiment_id)
@@ -125,14 +128,38 @@ class EventLog:
             row = session.execute(query).one_or_none()
         return Cursor(*row) if row else Cursor()
 
+    def adopt(self) -> None:
+        """Put what another PostgreSQL server has numbered before all that this one will.
+
+        A copy that is restored on a new server has numbers of transactions that are still to come
+        there: its events would not be shown until then, and new ones before them.
+        """
+        if not self._database.is_postgresql:
+            return
+        foreign = sa.select(sa.func.max(EventRow.id)).where(
+            EventRow.transaction >= _not_yet_begun()
+        )
+        with self._database.session() as session:
+            newest = session.scalar(foreign)
+            if newest is not None:
+                session.execute(
+                    sa.update(EventRow).where(EventRow.id <= newest).values(transaction=0)
+                )
+
     def _settled(self, query: Any) -> Any:
         if not self._database.is_postgresql:
             return query
-        oldest = sa.cast(
-            sa.cast(sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot()), sa.Text),
-            sa.BigInteger,
-        )
+        oldest = _number(sa.func.pg_snapshot_xmin(sa.func.pg_current_snapshot()))
         return query.where(EventRow.transaction < oldest)
+
+
+def _not_yet_begun() -> Any:
+    """The number from which on no transaction of this PostgreSQL server has begun."""
+    return _number(sa.func.pg_snapshot_xmax(sa.func.pg_current_snapshot()))
+
+
+def _number(transaction: Any) -> Any:
+    return sa.cast(sa.cast(transaction, sa.Text), sa.BigInteger)
 
 
 def _event(row: EventRow) -> Event:

@@ -99,6 +99,31 @@ def test_an_event_waits_for_those_that_may_still_come_before_it(
     assert kinds(log.after(Cursor())) == ["began first", "committed first"]
 
 
+def test_events_that_were_restored_from_another_server_come_before_all_others(
+    store: Store, log: EventLog, database: str
+) -> None:
+    write(store, "a", "b", "c")
+    seen = log.after(Cursor())
+    if database == "postgresql":
+        # The server that they come from had counted further than this one.
+        with store.database.session() as session:
+            session.execute(
+                sa.update(EventRow).values(transaction=EventRow.transaction + 1_000_000)
+            )
+        before = Cursor(seen[1].cursor.transaction + 1_000_000, seen[1].cursor.id)
+        assert log.after(Cursor()) == []
+    else:
+        before = seen[1].cursor
+    log.adopt()
+    write(store, "d")
+    log.adopt()
+    assert kinds(log.after(Cursor())) == ["a", "b", "c", "d"]
+    # Whoever had seen the second before goes on after it.
+    assert kinds(log.after(before)) == ["c", "d"]
+    write(store, "e")
+    assert kinds(log.after(log.after(Cursor())[3].cursor)) == ["e"]
+
+
 def test_a_reader_misses_nothing_and_sees_nothing_twice_while_many_write(
     store: Store, submit: Submit, fence: int, database: str, log: EventLog
 ) -> None:
