@@ -10,6 +10,8 @@ from focus_lab.analysis.certainty import certainty
 from focus_lab.analysis.elastic import compare_elastic, verdict
 from focus_lab.analysis.phrases import with_interval
 from focus_lab.analysis.summary import CellSummary, Comparison
+from focus_lab.specs.compose import override
+from focus_lab.specs.plan import KEEP_RATIO
 
 _RECALL = "tokens/foreground_recall"
 _WANTED_RECALL = 0.95
@@ -171,16 +173,41 @@ def _foreground(comparison: Comparison) -> list[str]:
     if share is None:
         return []
     text = f"On average {q.percent(share)} of the tokens lie in boxes"
-    enough = [cell for cell in comparison.measured if (cell.mean(_RECALL) or 0.0) >= _WANTED_RECALL]
-    ratios = {cell.record.keep_ratio for cell in comparison.measured}
-    if enough and len(ratios) > 1:
+    alike = _but_for_the_ratio(comparison)
+    enough = [cell for cell in alike if (cell.mean(_RECALL) or 0.0) >= _WANTED_RECALL]
+    if enough and len({cell.record.keep_ratio for cell in alike}) > 1:
         smallest = min(enough, key=lambda cell: cell.record.keep_ratio)
         text += (
-            f"; the smallest keep ratio whose first encoder layer still keeps at least "
-            f"{q.percent(_WANTED_RECALL)} of the foreground tokens is "
-            f"{q.ratio_of_tokens(smallest.record.keep_ratio)} ({phrases.name(smallest)})"
+            f"; the smallest keep ratio at which at least {q.percent(_WANTED_RECALL)} of the "
+            f"foreground tokens are refined is {q.ratio_of_tokens(smallest.record.keep_ratio)} "
+            f"({phrases.name(smallest)})"
         )
     return [f"{text}."]
+
+
+def _but_for_the_ratio(comparison: Comparison) -> list[CellSummary]:
+    """Measured cells that differ from the baseline, or all from the base, in the keep ratio alone.
+
+    No cells where it is no share of tokens chosen by a score: with all tokens, those of the ground
+    truth, or ratios by level, of which it is a factor.
+    """
+    record = comparison.record
+    changes = {
+        cell.name: {path: v for path, v in cell.overrides.items() if path != KEEP_RATIO}
+        for cell in record.cells
+    }
+    baseline = next((cell for cell in record.cells if cell.is_baseline), None)
+    wanted = changes[baseline.name] if baseline else {}
+    if baseline is None and any(changes.values()):
+        return []
+    content = record.spec
+    for path, value in wanted.items():
+        content = override(content, path, value)
+    selection = content.get("model", {}).get("token_selection", {})
+    kind = selection.get("scoring", {}).get("kind")
+    if kind in ("dense", "oracle") or selection.get("level_keep_ratios"):
+        return []
+    return [cell for cell in comparison.measured if changes[cell.name] == wanted]
 
 
 def _read(comparison: Comparison) -> list[str]:
@@ -234,16 +261,17 @@ def _unfinished(comparison: Comparison) -> list[str]:
     """What is part of no mean: trials without success, and those that were stopped early."""
     record = comparison.record
     counts: dict[str, int] = {}
-    for trial in record.trials:
+    trials = record.trainings
+    for trial in trials:
         if trial.state != "SUCCEEDED":
             counts[trial.state.lower()] = counts.get(trial.state.lower(), 0) + 1
     stopped = [trial for trial in record.trials if record.stopped_before(trial) is not None]
     if stopped:
-        counts["stopped early"] = len(stopped)
+        counts["stopped early"] = len({trial.id for trial in stopped})
     if not counts:
         return []
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
-    sentences = [f"Of {len(record.trials)} trials {states}: listed below, and part of no mean."]
+    sentences = [f"Of {len(trials)} trials {states}: listed below, and part of no mean."]
     named = dict.fromkeys(trial.cell for trial in stopped)
     unranked = [cell for cell in comparison.cells if cell.name in named and not cell.n]
     if unranked:

@@ -46,14 +46,15 @@ def as_float(table: Table, label: str, note: str = "") -> str:
     Args:
         table: what to set, few enough columns for a page.
         label: what the text refers to it by.
-        note: see `as_latex`.
+        note: ends the caption: what a reader of the paper must know, see `as_latex`.
     """
     # A label is read letter by letter, so only plain ones may be in it.
     plain = re.sub(r"[^A-Za-z0-9]+", "-", label).strip("-")
-    head = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(table.caption)}}}"]
+    caption = f"{table.caption} {note}" if note else table.caption
+    head = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(caption)}}}"]
     # Names of cells are long; the columns stand a little closer than usual.
     head += [rf"\label{{tab:{plain}}}", r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"]
-    body = as_latex(replace(table, caption=""), note)
+    body = as_latex(replace(table, caption=""))
     return "\n".join([*head, body.rstrip(), r"\end{table}", ""])
 
 

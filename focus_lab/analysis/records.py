@@ -30,6 +30,7 @@ class TrialRecord:
     """One cell with one seed, and what became of it."""
 
     id: str
+    """Shared by the cells that were read from one training."""
     cell: str
     seed: int
     state: str
@@ -69,6 +70,21 @@ class ExperimentRecord:
     """Machine, versions and data, as `label: text`, for the report's footer."""
     foreground_share: float | None = None
     """Mean share of feature tokens whose centre lies in a box, over the validation images."""
+
+    @property
+    def trainings(self) -> tuple[TrialRecord, ...]:
+        """Each trial once: one that was read at several keep ratios as read at the largest."""
+        ratios = {cell.name: cell.keep_ratio for cell in self.cells}
+        found: dict[str, TrialRecord] = {}
+        for trial in self.trials:
+            other = found.setdefault(trial.id, trial)
+            if other is not trial and ratios[trial.cell] > ratios[other.cell]:
+                found[trial.id] = trial
+        return tuple(found.values())
+
+    def trained(self, cell: str) -> str:
+        """The cell that was trained for this one: itself, or the one that it was read from."""
+        return next((c.read_from for c in self.cells if c.name == cell), None) or cell
 
     def trials_of(self, cell: str) -> list[TrialRecord]:
         """Trials of a cell that succeeded and were not stopped early, by seed."""

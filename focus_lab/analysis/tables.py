@@ -110,15 +110,18 @@ def cost_table(comparison: Comparison) -> Table:
 
 
 def trials_table(record: ExperimentRecord) -> Table:
-    """A row a trial: what became of it. Unfinished and stopped trials show how far they came."""
+    """A row a trial: what became of it. Unfinished and stopped trials show how far they came.
+
+    One that was read at several keep ratios has the AP of the largest.
+    """
     rows = []
-    for trial in record.trials:
+    for trial in record.trainings:
         stopped = record.stopped_before(trial)
         seconds = [value for _, value in trial.curves.get("train/seconds", [])]
         ap = trial.final(AP)
         rows.append(
             (
-                f"{q.printable(trial.cell)}, seed {trial.seed}",
+                f"{q.printable(record.trained(trial.cell))}, seed {trial.seed}",
                 "stopped early" if stopped else trial.state.lower(),
                 (str(trial.epochs) if trial.epochs else q.MISSING)
                 + (f" of {stopped}" if stopped else ""),
@@ -187,9 +190,10 @@ def as_text(record: ExperimentRecord) -> str:
             break
     if comparison.measured and max(cell.n for cell in comparison.measured) < 2:
         lines.append("One seed decides nothing: the order of the cells may change with another.")
-    stopped = sum(record.stopped_before(trial) is not None for trial in record.trials)
+    trials = record.trainings
+    stopped = sum(record.stopped_before(trial) is not None for trial in trials)
     if stopped:
-        lines.append(f"{stopped} of {len(record.trials)} trials were stopped early: not compared.")
+        lines.append(f"{stopped} of {len(trials)} trials were stopped early: not compared.")
     if record.exploratory:
         lines.append("Exploratory: the report says why this confirms nothing.")
     return "\n".join(lines)

@@ -129,11 +129,12 @@ def result(client: Client, name: str) -> dict[str, Any]:
     found = client.experiment(name)
     curves = client.curves(name)
     try:
-        cells = json.loads(client.report(name, "json"))["cells"]
+        report = json.loads(client.report(name, "json"))
     except RefusedError:
-        cells = []
+        report = {"exploratory": [], "cells": []}
     return {
         "experiment": {"id": found.id, "name": found.name, "state": found.state},
+        "exploratory": report["exploratory"],
         "trials": [
             {
                 "id": trial.id,
@@ -152,7 +153,7 @@ def result(client: Client, name: str) -> dict[str, Any]:
             }
             for trial in client.trials(name)
         ],
-        "cells": cells,
+        "cells": report["cells"],
     }
 
 

@@ -19,10 +19,10 @@ from focus_lab.lab.lease import Lease
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
 from focus_lab.lab.queue.states import QueueState
-from focus_lab.lab.results import collect
+from focus_lab.lab.results import LATENCY, collect, last_values, latencies
 from focus_lab.lab.search import next_points, points_of, told
 from focus_lab.lab.states import TrialState
-from focus_lab.lab.store import Experiment, LeaseHeldError, Store
+from focus_lab.lab.store import Experiment, LeaseHeldError, Store, Trial
 from focus_lab.lab.tracking import MissingRunError, Tracker
 from focus_lab.specs.experiment import ExperimentSpec, OptunaSearch
 from focus_lab.specs.plan import Plan
@@ -131,7 +131,9 @@ class Lab:
         page = write_report(record, make_folder(experiment.folder / "report"))
         # Only where the trials are: another tracker may give the same id to another experiment.
         if experiment.tracking_id and any(trial.curves for trial in record.trials):
-            self.tracker.log_report(experiment.tracking_id, page.parent, summary_metrics(record))
+            self.tracker.log_report(
+                experiment.tracking_id, page.parent, summary_metrics(record), record.exploratory
+            )
         return page
 
     def page(self, name: str) -> Path:
@@ -141,23 +143,29 @@ class Lab:
         return self.store.experiment(name).folder / "report" / PAGE
 
     def result(self, record: ExperimentRecord) -> dict[str, Any]:
-        """Experiment, trials and cells as JSON data: what `sweep --json` prints."""
+        """Experiment, trials and cells as JSON data: what `sweep --json` prints.
+
+        Each trial stands once, under the cell that was trained. `metrics` are those of its last
+        epoch, with what an elastic one was read at as `at_RATIO/METRIC`. `exploratory` says why the
+        experiment confirms nothing; empty when it may.
+        """
         from focus_lab.analysis.tables import cells_as_json
 
         experiment = self.store.experiment(record.name)
         stored = {trial.id: trial for trial in self.store.trials(experiment.id)}
+        metrics = last_values(record, stored)
         trials = []
-        for trial in record.trials:
+        for trial in record.trainings:
             row = stored[trial.id]
             trials.append(
                 {
                     "id": trial.id,
-                    "cell": trial.cell,
+                    "cell": row.cell,
                     "seed": trial.seed,
                     "overrides": row.overrides,
                     "status": trial.state,
                     "attempts": row.attempts,
-                    "metrics": {name: points[-1][1] for name, points in trial.curves.items()},
+                    "metrics": metrics[trial.id],
                     "mlflow_run_id": row.tracking_run_id,
                     "failure": row.failure,
                     "failure_is_users": is_users(row.failure),
@@ -171,34 +179,44 @@ class Lab:
                 "folder": str(experiment.folder),
                 "mlflow_experiment_id": experiment.tracking_id,
             },
+            "exploratory": list(record.exploratory),
             "trials": trials,
             "cells": cells_as_json(record),
         }
 
     def _measure_latency(self, experiment: Experiment) -> None:
-        """Measure the latency of each cell on its first trial, and log it there.
+        """Measure the latency of each cell on a trial that was trained to its end; log it there.
 
         Nowhere else: the same number on every seed would look like a replicated one.
         """
+        known = latencies(experiment.folder)
         trials = [t for t in self.store.trials(experiment.id) if t.state is TrialState.SUCCEEDED]
-        first = {trial.cell: trial for trial in reversed(trials)}
-        if not first:
+        chosen: dict[str, Trial] = {}
+        # First those that have one, so that a new measurement replaces it in the tracker.
+        for trial in sorted(trials, key=lambda trial: trial.fingerprint not in known):
+            if trial.cell not in chosen and self._is_whole(trial):
+                chosen[trial.cell] = trial
+        if {trial.fingerprint for trial in chosen.values()} <= known.keys():
             return
         # Here and not above: it needs torch, which a driver does not need until now.
-        from focus_lab.lab.latency import FILE, is_known, measure
+        from focus_lab.lab.latency import measure
 
-        folders = {t.fingerprint: trial_folder(experiment, t) for t in first.values()}
-        cache = experiment.folder / FILE
-        if is_known(cache, set(folders)):
-            return
+        folders = {t.fingerprint: trial_folder(experiment, t) for t in chosen.values()}
         measured = measure(folders)
-        for trial in first.values():
+        for trial in chosen.values():
             metrics = measured.get(trial.fingerprint)
             if metrics and trial.tracking_run_id:
                 with contextlib.suppress(MissingRunError):
                     self.tracker.log_final(trial.tracking_run_id, metrics)
         # Last, so that nothing is called known before the tracker has it.
-        cache.write_text(json.dumps(measured, indent=1))
+        (experiment.folder / LATENCY).write_text(json.dumps(measured, indent=1))
+
+    def _is_whole(self, trial: Trial) -> bool:
+        """Whether a trial that succeeded, and that the tracker has, was not stopped early."""
+        with contextlib.suppress(MissingRunError):
+            epochs = self.tracker.curves(trial.tracking_run_id or "", ("epoch",)).get("epoch", [])
+            return bool(epochs) and epochs[-1][0] >= trial.spec["training"]["epochs"]
+        return False
 
 
 def _load_ahead() -> None:

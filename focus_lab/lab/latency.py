@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,16 +16,6 @@ from focus_lab.training.cost import measure_latency
 from focus_lab.training.detector import load_model
 from focus_lab.training.environment import choose_device
 from focus_lab.training.folder import checkpoint_folder
-
-FILE = "latency.json"
-
-
-def is_known(cache: Path, fingerprints: set[str]) -> bool:
-    """Whether the file holds these trials' latencies; they compare only within one run."""
-    try:
-        return set(json.loads(cache.read_text())) >= fingerprints
-    except (OSError, ValueError):
-        return False
 
 
 def measure(folders: dict[str, Path], repeats: int = 20) -> dict[str, dict[str, float]]:

@@ -16,7 +16,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from focus_lab.lab.tracking import Curves, Metrics, MissingRunError
 
 TRIAL_TAG = "focus_lab.trial_id"
 SUMMARY_TAG = "focus_lab.summary"
+EXPLORATORY_TAG = "focus_lab.exploratory"
 _RATIO = "tokens/keep_ratio"
 _STATUS = {
     TrialState.PENDING: "SCHEDULED",
@@ -219,14 +220,21 @@ class MlflowTracker:
                 curves[name] = sorted({point.step: point.value for point in points}.items())
             return curves
 
-    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
-        """The summary run: means and intervals as metrics, the report as artifacts."""
+    def log_report(
+        self, tracking_id: str, folder: Path, metrics: Metrics, exploratory: Sequence[str] = ()
+    ) -> str:
+        """The summary run: means and intervals as metrics, the report as artifacts.
+
+        Its tag says whether the experiment is exploratory, and why.
+        """
         with self._explained():
             run = self._find(tracking_id, SUMMARY_TAG, "true")
             if run is None:
                 tags = {SUMMARY_TAG: "true", "mlflow.user": _user()}
                 run = self._client.create_run(tracking_id, tags=tags, run_name="summary")
             run_id = str(run.info.run_id)
+            # Before the numbers: nobody sees them without it.
+            self._client.set_tag(run_id, EXPLORATORY_TAG, ", and ".join(exploratory) or "no")
             self._log(run_id, metrics, 0)
             self._client.log_artifacts(run_id, str(folder), "report")
             self._client.set_terminated(run_id, "FINISHED")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,20 @@ from focus_lab.specs.model import TokenSelection
 from focus_lab.specs.plan import KEEP_RATIO, readings
 from focus_lab.training.folder import MANIFEST, SAMPLES
 
+LATENCY = "latency.json"
+"""A file of the experiment's folder: what the newest measurement found, by fingerprint."""
+
 _ELASTIC = "training.elastic."
+_LATENCY = "cost/latency_"
+_READ = ("coco/", "cost/", "tokens/")
+"""What is evaluated at each keep ratio; all else is of the training."""
 
 
 def collect(experiment: Experiment, store: Store, tracker: Tracker) -> ExperimentRecord:
     """Everything that a report of the experiment needs, as it stands now."""
     trials = store.trials(experiment.id)
     manifest = _manifest(experiment, trials)
+    measured = latencies(experiment.folder)
     records = []
     for trial in trials:
         curves: Curves = {}
@@ -35,6 +42,9 @@ def collect(experiment: Experiment, store: Store, tracker: Tracker) -> Experimen
                 curves = tracker.curves(trial.tracking_run_id)
             except MissingRunError as error:
                 message = message or str(error)
+        if measured and trial.fingerprint not in measured:
+            # Of an earlier measurement; they compare only within one.
+            curves = {n: points for n, points in curves.items() if not n.startswith(_LATENCY)}
         record = TrialRecord(
             id=trial.id,
             cell=trial.cell,
@@ -70,9 +80,7 @@ def _readings(record: TrialRecord, trial: Trial) -> list[TrialRecord]:
             continue
         # Training is that of all readings; latency is that of the trained ratio alone.
         curves = {
-            n: points
-            for n, points in record.curves.items()
-            if not n.startswith(("at_", "coco/", "cost/", "tokens/"))
+            n: points for n, points in record.curves.items() if not n.startswith(("at_", *_READ))
         } | {
             n.removeprefix(prefix): points
             for n, points in record.curves.items()
@@ -81,6 +89,35 @@ def _readings(record: TrialRecord, trial: Trial) -> list[TrialRecord]:
         samples = record.samples and _samples(record.samples / prefix)
         found.append(replace(record, cell=name, curves=curves, samples=samples))
     return found or [record]
+
+
+def last_values(
+    record: ExperimentRecord, trials: Mapping[str, Trial]
+) -> dict[str, dict[str, float]]:
+    """Id of a trial -> its metrics at the last epoch, under the tracker's names.
+
+    Those of an elastic training's reading at another keep ratio than the trained one begin with
+    `at_RATIO/`.
+    """
+    ratios = {cell.name: cell.keep_ratio for cell in record.cells}
+    found: dict[str, dict[str, float]] = {}
+    for one in record.trials:
+        trained = trials[one.id].spec["model"]["token_selection"]["keep_ratio"]
+        prefix = "" if ratios[one.cell] == trained else reading(ratios[one.cell])
+        found.setdefault(one.id, {}).update(
+            (prefix + name if name.startswith(_READ) else name, points[-1][1])
+            for name, points in one.curves.items()
+        )
+    return found
+
+
+def latencies(folder: Path) -> dict[str, dict[str, float]]:
+    """Fingerprint -> latency of the trials of an experiment's newest measurement."""
+    try:
+        content: dict[str, dict[str, float]] = json.loads((folder / LATENCY).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content
 
 
 def _samples(folder: Path) -> Path | None:

@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from focus_lab.analysis.quantities import is_no_box
 from focus_lab.analysis.records import ExperimentRecord
 from focus_lab.lab.store import Trial
 from focus_lab.specs.experiment import ExperimentSpec, OptunaSearch
@@ -51,7 +52,8 @@ def told(spec: ExperimentSpec, points: dict[int, str], record: ExperimentRecord)
     """What the points gave, as far as it is known.
 
     One with a stopped trial has no values, even when other seeds of it came to their end: their
-    mean would be that of the lucky ones.
+    mean would be that of the lucky ones. Nor has one where an objective of a trial is no number, or
+    pycocotools' -1 for no box: Optuna refuses the first, and would learn from the second.
     """
     short = {trial.cell for trial in record.trials if record.stopped_before(trial) is not None}
     results = []
@@ -61,7 +63,10 @@ def told(spec: ExperimentSpec, points: dict[int, str], record: ExperimentRecord)
             continue
         trials = record.trials_of(cell)
         columns = [[trial.final(name) for trial in trials] for name in spec.objectives]
-        known = [[value for value in column if value is not None] for column in columns]
+        known = [
+            [v for v in column if v is not None and math.isfinite(v) and not is_no_box(name, v)]
+            for name, column in zip(spec.objectives, columns, strict=True)
+        ]
         complete = bool(trials) and all(len(column) == len(trials) for column in known)
         values = tuple(sum(column) / len(column) for column in known) if complete else None
         results.append(Told(point, values))

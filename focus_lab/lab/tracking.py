@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,8 +55,13 @@ class Tracker(Protocol):
     def curves(self, run_id: str, names: Collection[str] | None = None) -> Curves:
         """Metrics of a run over its epochs; all of them, or those of the names that it has."""
 
-    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
-        """The experiment's report and summary numbers on one summary run; returns its id."""
+    def log_report(
+        self, tracking_id: str, folder: Path, metrics: Metrics, exploratory: Sequence[str] = ()
+    ) -> str:
+        """The experiment's report and summary numbers on one summary run; returns its id.
+
+        `exploratory`: why the experiment confirms nothing; empty when it may.
+        """
 
     def has_view(self, tracking_id: str) -> bool:
         """Whether the experiment has a comparison page of its own."""
@@ -84,6 +89,7 @@ class MemoryTracker:
     def __init__(self) -> None:
         self.runs: dict[str, MemoryRun] = {}
         self.reports: dict[str, Metrics] = {}
+        self.exploratory: dict[str, tuple[str, ...]] = {}
         self.models: dict[str, list[tuple[str, dict[str, str]]]] = {}
         """Name -> run and tags of each version."""
         self.aliases: dict[tuple[str, str], str] = {}
@@ -154,7 +160,10 @@ class MemoryTracker:
             raise MissingRunError(f"run: there is none, got {run_id!r}; the trial is in no tracker")
         return self.runs[run_id]
 
-    def log_report(self, tracking_id: str, folder: Path, metrics: Metrics) -> str:
-        """Keep the numbers."""
+    def log_report(
+        self, tracking_id: str, folder: Path, metrics: Metrics, exploratory: Sequence[str] = ()
+    ) -> str:
+        """Keep the numbers and what must be known with them."""
         self.reports[tracking_id] = metrics
+        self.exploratory[tracking_id] = tuple(exploratory)
         return f"{tracking_id}-summary"

@@ -28,6 +28,8 @@ from focus_lab.training.optimization import build_optimizer
 
 _STEPS = 5
 _MEASURING_SECONDS = 15.0
+_NAMED = 3
+"""How many cells a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,19 @@ def over_budget(spec: ExperimentSpec, plan: Plan, otherwise: str) -> str | None:
         otherwise: what runs it all the same, for the sentence.
 
     Returns:
-        A sentence if it may take longer.
+        A sentence if it may take longer, or if that cannot be known.
     """
     budget = spec.compute.budget_hours
     if budget is None:
         return None
     found = estimate(plan, measure=True)
+    unknown = [one.cell.name for one in found if one.seconds is None]
+    if unknown:
+        named = ", ".join(unknown[:_NAMED]) + (", …" if len(unknown) > _NAMED else "")
+        return (
+            f"compute.budget_hours: cannot time {len(unknown)} of {len(found)} cells ({named}), "
+            f"got too few images for two steps; take more images, a smaller batch, or {otherwise}"
+        )
     # A search begins with a part of its trials.
     more = num_trials(spec) / len(plan.trials)
     low, high = (

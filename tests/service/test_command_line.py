@@ -145,7 +145,8 @@ def write_report(state: State, name: str = "tiny") -> None:
     folder.mkdir(parents=True)
     (folder / "report.txt").write_text("a table of cells\n")
     (folder / "report.html").write_text("<!doctype html>a page")
-    (folder / "report.json").write_text('{"cells": [{"cell": "baseline"}]}')
+    content = {"exploratory": ["a search"], "cells": [{"cell": "baseline"}]}
+    (folder / "report.json").write_text(json.dumps(content))
 
 
 def everything(state: State, name: str = "tiny") -> list[str]:
@@ -201,6 +202,7 @@ def test_a_sweep_prints_its_result_as_json(
     assert content["experiment"]["state"] == "SUCCEEDED"
     assert [trial["status"] for trial in content["trials"]] == ["SUCCEEDED"] * 2
     assert content["trials"][0]["metrics"]["coco/AP"] > 0
+    assert content["exploratory"] == ["a search"]
     assert content["cells"] == [{"cell": "baseline"}]
 
 

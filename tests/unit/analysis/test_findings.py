@@ -1,5 +1,7 @@
 from dataclasses import replace
 
+import pytest
+
 from focus_lab.analysis.findings import find
 from focus_lab.analysis.summary import compare
 
@@ -169,6 +171,77 @@ def test_saved_flops_are_set_beside_time(make_record):
 
 def test_the_foreground_share_is_named(make_record):
     assert "14 % of the tokens lie in boxes" in _find(make_record({"a": {0: 0.2}}))[0]
+
+
+def _foreground(record, recalls):
+    """What is said of foreground and keep ratio, with cell -> recall."""
+    trials = [
+        replace(t, curves=t.curves | {"tokens/foreground_recall": [(2, recalls[t.cell])]})
+        for t in record.trials
+    ]
+    (sentence,) = [
+        text
+        for text in find(compare(replace(record, trials=tuple(trials)))).answer
+        if "of the tokens lie in boxes" in text
+    ]
+    return sentence
+
+
+RECALLS = {"a": 0.96, "b": 0.97, "base": 0.99}
+
+
+def _with_overrides(record, **changes):
+    cells = [
+        replace(cell, overrides=cell.overrides | changes.get(cell.name, {}))
+        for cell in record.cells
+    ]
+    return replace(record, cells=tuple(cells))
+
+
+def test_the_smallest_ratio_that_refines_the_foreground_is_named(make_record):
+    record = make_record({"a": {0: 0.2}, "b": {0: 0.25}, "base": {0: 0.3}})
+    assert _foreground(record, RECALLS | {"a": 0.5}).endswith(
+        "lie in boxes; the smallest keep ratio at which at least 95 % of the foreground tokens are "
+        "refined is 0.2 (b)."
+    )
+    assert "smallest" not in _foreground(record, dict.fromkeys(RECALLS, 0.5))
+
+
+def test_cells_that_differ_in_more_than_the_ratio_do_not_count_for_the_smallest_one(make_record):
+    record = make_record({"a": {0: 0.2}, "b": {0: 0.25}, "base": {0: 0.3}})
+    oracle = {"model.token_selection.scoring": {"kind": "oracle"}}
+    assert "(b)" in _foreground(_with_overrides(record, a=oracle), RECALLS)
+    # One ratio is left to compare.
+    assert "smallest" not in _foreground(_with_overrides(record, a=oracle, b=oracle), RECALLS)
+    # What the baseline changes as well is no difference to it.
+    heads = {"model.encoder_auxiliary": True}
+    both = _with_overrides(record, b=heads, base=heads)
+    assert "(b)" in _foreground(both, RECALLS)
+
+
+def test_without_a_baseline_all_cells_must_differ_in_the_ratio_alone(make_record):
+    aps = {"a": {0: 0.2}, "b": {0: 0.25}, "base": {0: 0.3}}
+    record = make_record(aps, baseline=False)
+    assert "(a)" in _foreground(record, RECALLS)
+    other = _with_overrides(record, base={"model.encoder_auxiliary": True})
+    assert "smallest" not in _foreground(other, RECALLS)
+
+
+@pytest.mark.parametrize(
+    "selection",
+    [
+        {"scoring": {"kind": "oracle"}},
+        {"scoring": {"kind": "dense"}},
+        {"scoring": {"kind": "focus"}, "level_keep_ratios": [0.4, 0.8]},
+    ],
+)
+def test_a_ratio_that_no_score_fills_is_not_called_the_smallest(make_record, selection):
+    aps = {"a": {0: 0.2}, "b": {0: 0.25}, "base": {0: 0.3}}
+    of_base = make_record(aps, spec={"model": {"token_selection": selection}})
+    assert "smallest" not in _foreground(of_base, RECALLS)
+    changes = {f"model.token_selection.{name}": value for name, value in selection.items()}
+    of_cells = _with_overrides(make_record(aps), a=changes, b=changes, base=changes)
+    assert "smallest" not in _foreground(of_cells, RECALLS)
 
 
 def test_unfinished_trials_are_counted_and_part_of_nothing(make_record):

@@ -62,7 +62,7 @@ def test_real_tables_have_as_many_separators_in_every_row(make_record):
 
 
 def test_a_float_has_caption_and_label():
-    lines = as_float(TABLE, "keep_ratio 2", "exploratory").splitlines()
+    lines = as_float(TABLE, "keep_ratio 2").splitlines()
     assert lines[:6] == [
         r"\begin{table}",
         r"\centering",
@@ -71,8 +71,13 @@ def test_a_float_has_caption_and_label():
         r"\footnotesize",
         r"\setlength{\tabcolsep}{4pt}",
     ]
-    assert lines[6:-1] == as_latex(TABLE, "exploratory").splitlines()[1:]
+    assert lines[6:-1] == as_latex(TABLE).splitlines()[1:]
     assert lines[-1] == r"\end{table}"
+
+
+def test_what_a_reader_must_know_stands_in_the_caption_of_a_float():
+    lines = as_float(TABLE, "a", "Exploratory: 2 % of all.").splitlines()
+    assert lines[2] == r"\caption{AP of 100 \% Exploratory: 2 \% of all.}"
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no LaTeX")

@@ -212,6 +212,8 @@ def test_an_exploratory_experiment_is_labelled_in_every_form(make_record, tmp_pa
     assert "weak trials were stopped early (asha)" in page.read_text()
     assert "**Exploratory**" in (tmp_path / "report.md").read_text()
     assert "% Exploratory" in (tmp_path / "tables" / "ablation.tex").read_text()
+    (caption,) = re.findall(r"\\caption\{.*\}", (tmp_path / "tables" / "paper.tex").read_text())
+    assert "Exploratory: its cells were chosen by a search (random)" in caption
     assert len(json.loads((tmp_path / "report.json").read_text())["exploratory"]) == 2
 
 

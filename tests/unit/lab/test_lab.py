@@ -63,6 +63,7 @@ def test_a_sweep_ends_in_a_report_and_its_repetition_trains_nothing(
     assert page.is_file()
     result = lab.result(lab.record("tiny"))
     assert json.loads(json.dumps(result)) == result
+    assert result["exploratory"] == []
     assert [trial["status"] for trial in result["trials"]] == ["SUCCEEDED"] * 2
     assert [trial["cell"] for trial in result["trials"]] == ["keep_ratio=0.2", "keep_ratio=0.5"]
     for trial in result["trials"]:
@@ -116,6 +117,14 @@ def test_an_elastic_training_is_reported_at_every_ratio_of_its_axis(
     assert shown[0] < shown[-1]
     page = lab.page("tiny").read_text()
     assert "are the weights of one training a seed (elastic)" in page
+    # Each training is one trial, with what was read from it under the tracker's names.
+    result = lab.result(record)
+    assert [trial["cell"] for trial in result["trials"]] == ["elastic"] * 2
+    stored = {trial.id: trial for trial in lab.store.trials(result["experiment"]["id"])}
+    for trial in result["trials"]:
+        curves = lab.tracker.curves(stored[trial["id"]].tracking_run_id or "")
+        assert trial["metrics"] == {name: points[-1][1] for name, points in curves.items()}
+        assert {"coco/AP", "at_0.1/coco/AP", "train/seconds"} <= trial["metrics"].keys()
 
 
 def test_a_reading_knows_the_cell_that_was_trained_at_its_ratio_alone(
@@ -248,6 +257,18 @@ def test_runs_that_the_tracker_does_not_have_are_said_and_the_rest_is_reported(
     assert gone["message"].startswith("run: there is none, got")
     assert there["metrics"]["coco/AP"] == kept["metrics"]["coco/AP"]
     assert "there is none, got" in lab.page("tiny").read_text()
+
+
+def test_what_an_experiment_cannot_confirm_is_said_in_its_result_and_to_the_tracker(
+    lab: Lab, tiny_experiment: MakeExperiment
+) -> None:
+    search = {"kind": "random", "samples": 1}
+    spec = tiny_experiment(training={"epochs": 1}, sweep={"axes": {RATIO: [0.2]}, "search": search})
+    sweep(lab, spec)
+    result = lab.result(lab.record("tiny"))
+    assert result["exploratory"] == ["its cells were chosen by a search (random), not by a plan"]
+    assert isinstance(lab.tracker, MemoryTracker)
+    assert lab.tracker.exploratory == {result["experiment"]["id"]: tuple(result["exploratory"])}
 
 
 def test_another_tracker_gets_no_report_of_trials_that_it_does_not_have(

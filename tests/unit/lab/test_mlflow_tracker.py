@@ -151,6 +151,15 @@ def test_the_report_is_an_artifact_of_the_summary_run(
     assert client.get_run(run).data.metrics == {"mean/coco/AP": 0.5}
 
 
+def test_the_summary_run_says_whether_it_is_exploratory(
+    client: MlflowClient, tracker: MlflowTracker, experiment: Experiment, tmp_path: Path
+) -> None:
+    tracking_id = tracker.ensure_experiment(experiment)
+    for reasons, said in ((("a", "b"), "a, and b"), ((), "no")):
+        run = tracker.log_report(tracking_id, tmp_path, {}, reasons)
+        assert client.get_run(run).data.tags["focus_lab.exploratory"] == said
+
+
 def test_an_experiment_that_was_deleted_in_the_ui_comes_back(
     client: MlflowClient, tracker: MlflowTracker, experiment: Experiment
 ) -> None:

@@ -158,6 +158,29 @@ def test_a_point_with_a_stopped_trial_is_told_without_values() -> None:
     ]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_a_point_whose_objective_is_no_real_value_is_told_without_values(value: float) -> None:
+    """Not a number, or pycocotools' -1 for no box; the search goes on."""
+    spec = experiment(samples=20, batch=18, seeds=[0])
+    trials = [
+        TrialRecord(
+            name,
+            name,
+            0,
+            "SUCCEEDED",
+            curves={
+                metric: [(1, ap if metric == "coco/AP" else 0.3)] for metric in spec.objectives
+            },
+        )
+        for name, ap in (("real", 0.5), ("none", value))
+    ]
+    cells = tuple(CellRecord(name, {}, False, 0.1, 0.1) for name in ("real", "none"))
+    record = ExperimentRecord("search", "", dict(spec.objectives), cells, tuple(trials), {})
+    results = told(spec, {0: "real", 1: "none"}, record)
+    assert results == [Told(0, (0.5, 0.3)), Told(1, None)]
+    assert sorted(next_points(spec, results)) == list(range(2, 20))
+
+
 def test_more_samples_than_points_are_refused_and_trials_are_counted_ahead() -> None:
     with pytest.raises(ValueError, match="got 21; there are 20"):
         experiment(samples=21)

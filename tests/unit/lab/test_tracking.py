@@ -131,5 +131,8 @@ def test_a_report_goes_to_one_summary_run(
 ) -> None:
     tracking_id = tracker.ensure_experiment(experiment)
     (tmp_path / "report.md").write_text("# Report")
-    ids = {tracker.log_report(tracking_id, tmp_path, {"mean/coco/AP": 0.5}) for _ in range(2)}
+    ids = {
+        tracker.log_report(tracking_id, tmp_path, {"mean/coco/AP": 0.5}, reasons)
+        for reasons in ((), ("weak trials were stopped early",))
+    }
     assert len(ids) == 1

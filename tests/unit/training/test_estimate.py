@@ -156,6 +156,29 @@ def test_an_experiment_beyond_its_budget_is_refused(
         assert refused.endswith("raise it, or retry it")
 
 
+def test_cells_that_cannot_be_timed_are_not_taken_to_cost_nothing(
+    tiny_experiment: Callable[..., ExperimentSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pace(spec: TrialSpec, train_set: DetectionDataset) -> Pace | None:
+        return None if spec.training.batch_size == 8 else Pace(1.0, 2.0, (90.0, 100.0))
+
+    monkeypatch.setattr(training_estimate, "measure_pace", pace)
+    spec = tiny_experiment(
+        compute={"budget_hours": 100.0},
+        sweep={
+            "cells": {
+                "large": {"training.batch_size": 8},
+                "elastic": {"training.elastic.enabled": True, "training.batch_size": 8},
+            }
+        },
+    )
+    # That of the kind which was timed at another batch is known from there.
+    assert over_budget(spec, plan(spec), "retry it") == (
+        "compute.budget_hours: cannot time 1 of 3 cells (elastic), got too few images for two "
+        "steps; take more images, a smaller batch, or retry it"
+    )
+
+
 def test_an_elastic_step_is_measured_with_both_of_its_passes(tiny_trial: MakeTrial) -> None:
     plain = tiny_trial(data={"num_train": 16})
     elastic = tiny_trial(data={"num_train": 16}, training={"elastic": {"enabled": True}})
