@@ -131,10 +131,10 @@ def result(client: Client, name: str) -> dict[str, Any]:
     try:
         report = json.loads(client.report(name, "json"))
     except RefusedError:
-        report = {"exploratory": [], "cells": []}
+        report = {"cells": []}
     return {
         "experiment": {"id": found.id, "name": found.name, "state": found.state},
-        "exploratory": report["exploratory"],
+        "exploratory": report.get("exploratory", []),
         "trials": [
             {
                 "id": trial.id,
