@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
@@ -90,9 +91,9 @@ class Feed:
         self._closing.set()
         for listener in list(self._listeners):
             listener.lost = True
-            while listener.events.full():
-                listener.events.get_nowait()
-            listener.events.put_nowait(None)
+            # A full one is awake; it ends with its last event, and none before that is left out.
+            with contextlib.suppress(asyncio.QueueFull):
+                listener.events.put_nowait(None)
 
     async def follow(
         self, after: Cursor | None, experiment_id: str | None = None

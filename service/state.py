@@ -22,6 +22,7 @@ from service.board import Board, look_through
 from service.door import Door
 from service.feed import Feed
 from service.intake import Intake
+from service.readiness import Readiness
 from service.settings import Settings
 from service.streams import Streams
 from service.submission import Costs
@@ -54,6 +55,7 @@ class State:
         self.events.adopt()
         self.tokens = Tokens(database)
         self.door = Door(self.tokens)
+        self.readiness = Readiness(database)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)

@@ -195,6 +195,8 @@ class ArtifactList(Answer):
     """The files that may be fetched."""
 
     items: list[Artifact]
+    more: bool = False
+    """There are more than are listed; they may be fetched by their paths."""
 
 
 class LogFile(Answer):

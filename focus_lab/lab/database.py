@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import threading
 from collections.abc import Iterator
@@ -127,8 +128,7 @@ class Database:
 
     def is_current(self) -> bool:
         """Whether the tables are those of this focus_lab."""
-        newest = ScriptDirectory.from_config(_alembic()).get_current_head()
-        return self._revision() == newest
+        return self._revision() == _newest()
 
     def _revision(self) -> str | None:
         with self._explained(), self._engine.connect() as connection:
@@ -233,6 +233,12 @@ def storable(text: str) -> str:
 def _as_json(value: Any) -> str:
     # Several times as fast as Python's own; numbers that JSON does not have become null.
     return to_json(value).decode()
+
+
+@functools.cache
+def _newest() -> str | None:
+    # To read all migrations takes longer than to ask the database.
+    return ScriptDirectory.from_config(_alembic()).get_current_head()
 
 
 def _alembic() -> Config:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from focus_lab.client import models
 from focus_lab.lab.tokens import Scope
 from service.auth import Reader
 from service.pages.site import PageRoute, Site, site_of
@@ -16,18 +17,21 @@ router = APIRouter(route_class=PageRoute)
 
 Lab = Annotated[State, Depends(state_of)]
 Pages = Annotated[Site, Depends(site_of)]
+Health = Annotated[models.Health, Depends(api.health)]
 
 _POLL_S = 5
 
 
 @router.get("/ui/system")
-def system(request: Request, state: Lab, site: Pages, principal: Reader) -> Response:
+def system(
+    request: Request, state: Lab, site: Pages, principal: Reader, health: Health
+) -> Response:
     """How the service is."""
     newest = state.events.newest()
     return site.page(
         request, "system.html.jinja", principal,
         system=api.system(state, principal),
-        health=api.ready(state, Response()),
+        health=health,
         is_admin=principal.scope is Scope.ADMIN,
         streams=state.feed.listeners,
         poll=_POLL_S,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import itertools
 import mimetypes
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
@@ -19,6 +20,7 @@ from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.log_lines import readable
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import JobsUnreachableError
+from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.store import Experiment
 from focus_lab.lab.tracking import MissingRunError
 from focus_lab.lab.trial_log import LOGS
@@ -157,11 +159,12 @@ def report(
 def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
     """The files that may be fetched."""
     stored = _stored(state, state.queue.entry(experiment))
+    files = _files(stored)
     items = [
         models.Artifact(path=path, size=file.stat().st_size, media_type=_media_type(file))
-        for path, file in _files(stored)
+        for path, file in itertools.islice(files, _MOST_FILES)
     ]
-    return models.ArtifactList(items=items)
+    return models.ArtifactList(items=items, more=next(files, None) is not None)
 
 
 @router.get(
@@ -177,15 +180,14 @@ def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
 def artifact(experiment: Id, path: str, state: Lab, _: Reader) -> Response:
     """One of the files."""
     stored = _stored(state, state.queue.entry(experiment))
-    # Looked up among the files that there are: no path is made of what a client sends.
-    for name, file in _files(stored):
-        if name == path:
-            headers = {"Content-Security-Policy": REPORT_CSP}
-            return FileResponse(file, media_type=_media_type(file), headers=headers)
-    raise ProblemError(
-        404, "no-such-file",
-        f"experiment {stored.name}: has no such file, got {path[:80]!r}; see its artifacts",
-    )  # fmt: skip
+    file = _file(stored, path)
+    if file is None:
+        raise ProblemError(
+            404, "no-such-file",
+            f"experiment {stored.name}: has no such file, got {path[:80]!r}; see its artifacts",
+        )  # fmt: skip
+    headers = {"Content-Security-Policy": REPORT_CSP}
+    return FileResponse(file, media_type=_media_type(file), headers=headers)
 
 
 @router.get("/experiments/{experiment}/logs")
@@ -219,7 +221,7 @@ async def log(
     _: Reader,
     is_valid: StillValid,
     trial: Annotated[
-        str | None, Query(max_length=200, description="Name of a trial; none: the driver's log.")
+        str | None, Query(max_length=2000, description="Name of a trial; none: the driver's log.")
     ] = None,
     rank: Annotated[int, Query(ge=0, le=100_000, description="Worker of the trial.")] = 0,
     follow: Follow = False,
@@ -229,10 +231,9 @@ async def log(
     stored = await _read(state, _stored, state, entry)
     if trial is None:
         if follow:
-            driver = _followed(_follow_driver(state, entry), is_valid)
-            return StreamingResponse(driver, media_type="text/plain")
-        text = await _read(state, _driver_log, state, entry)
-        return PlainTextResponse(text[-_TAIL:])
+            return _streamed(_followed(_follow_driver(state, entry), is_valid))
+        parts = await _read(state, _driver_log, state, entry)
+        return PlainTextResponse("\n".join(parts)[-_TAIL:])
     known = await _read(state, lambda: list(_logs(state, stored)))
     file = next((f for name, number, f in known if (name, number) == (trial, rank)), None)
     if file is None:
@@ -242,8 +243,7 @@ async def log(
             "/logs for those that there are",
         )  # fmt: skip
     if follow:
-        worker = _followed(_follow_file(state, entry, file), is_valid)
-        return StreamingResponse(worker, media_type="text/plain")
+        return _streamed(_followed(_follow_file(state, entry, file), is_valid))
     return PlainTextResponse(await _read(state, _tail, file))
 
 
@@ -252,16 +252,27 @@ def _stored(state: State, entry: Entry) -> Experiment:
 
 
 def _files(stored: Experiment) -> Iterator[tuple[str, FilePath]]:
-    count = 0
     root = stored.folder.resolve()
     for part in _SHOWN:
         for file in sorted((root / part).rglob("*")):
             if file.suffix not in _ENDINGS or not file.is_file() or file.is_symlink():
                 continue
-            count += 1
-            if count > _MOST_FILES:
-                return
             yield file.relative_to(root).as_posix(), file
+
+
+def _file(stored: Experiment, path: str) -> FilePath | None:
+    """A file by the one path that it is listed under."""
+    root = stored.folder.resolve()
+    file = root / path
+    if file.suffix not in _ENDINGS or path.partition("/")[0] not in _SHOWN:
+        return None
+    try:
+        # Links, dots and doubled slashes on the way lead to another path than the one asked for.
+        found = str(file.resolve()) == f"{root}/{path}" and file.is_file()
+    except (OSError, ValueError):
+        # No file can have such a name.
+        return None
+    return file if found else None
 
 
 def _media_type(file: FilePath) -> str:
@@ -284,20 +295,28 @@ def _tail(file: FilePath) -> str:
         return opened.read().decode("utf-8", "replace")
 
 
-def _driver_log(state: State, entry: Entry) -> str:
-    if entry.attempt == 0:
-        return ""
+def _driver_log(state: State, entry: Entry, first: int = 1) -> list[str]:
     # Of attempts before the newest only the end matters: why they ended.
     parts = []
-    for number in range(max(1, entry.attempt - 4), entry.attempt + 1):
+    for number in range(max(first, entry.attempt - 4), entry.attempt + 1):
         text = readable(state.jobs.logs(f"{entry.id}-{number}"))
         parts.append(f"--- attempt {number}\n{text}")
-    return "\n".join(parts)
+    return parts
 
 
 async def _read(state: State, function: Callable[..., T], *arguments: Any) -> T:
     # Threads of their own: a cluster that answers slowly keeps nothing but logs waiting.
     return await to_thread.run_sync(function, *arguments, limiter=state.log_threads)
+
+
+def _streamed(text: AsyncIterator[str]) -> StreamingResponse:
+    # A proxy would keep lines back until it has many.
+    return StreamingResponse(text, media_type="text/plain", headers={"X-Accel-Buffering": "no"})
+
+
+def _says_no_more(state: QueueState) -> bool:
+    """Whether a log that is followed ends; one that waits, for the first time or again, goes on."""
+    return state.is_terminal or state is QueueState.PAUSED
 
 
 async def _followed(text: AsyncIterator[str], is_valid: StillValid) -> AsyncIterator[str]:
@@ -309,19 +328,22 @@ async def _followed(text: AsyncIterator[str], is_valid: StillValid) -> AsyncIter
 
 
 async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:
-    sent = ""
+    # Attempts before the newest say no more: it alone is read again, while it has not ended.
+    newest, ended, sent = 1, -1, ""
     while True:
         entry = await _read(state, state.queue.entry, entry.id)
-        try:
-            text = await _read(state, _driver_log, state, entry)
-        except JobsUnreachableError:
-            text = sent
-        if text.startswith(sent):
-            yield text[len(sent) :]
-        else:
-            yield text
-        sent = text
-        if not entry.state.is_admitted:
+        new = ""
+        if entry.attempt > ended:
+            with contextlib.suppress(JobsUnreachableError):
+                parts = await _read(state, _driver_log, state, entry, newest)
+                text = "\n".join(parts)
+                new = text[len(sent) :] if sent and text.startswith(sent) else text[-_TAIL:]
+                newest, sent = max(1, entry.attempt), parts[-1] if parts else ""
+                if not entry.state.is_admitted:
+                    ended = entry.attempt
+        # Also where nothing is new, so that the token is looked at.
+        yield new
+        if _says_no_more(entry.state):
             return
         await asyncio.sleep(1.0)
 
@@ -331,7 +353,7 @@ async def _follow_file(state: State, entry: Entry, file: FilePath) -> AsyncItera
     # A character may be half written when it is read.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     while True:
-        ended = not (await _read(state, state.queue.entry, entry.id)).state.is_admitted
+        ended = _says_no_more((await _read(state, state.queue.entry, entry.id)).state)
 
         def more(begin: int) -> bytes:
             with file.open("rb") as opened:
@@ -340,9 +362,10 @@ async def _follow_file(state: State, entry: Entry, file: FilePath) -> AsyncItera
 
         content = await _read(state, more, place)
         place += len(content)
+        # Also where nothing is new, so that the token is looked at.
+        yield decoder.decode(content)
         if content:
-            yield decoder.decode(content)
-        elif ended:
+            continue
+        if ended:
             return
-        else:
-            await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)

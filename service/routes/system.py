@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -12,7 +12,6 @@ from prometheus_client.registry import Collector
 
 import focus_lab
 from focus_lab.client import models
-from focus_lab.errors import StoreError
 from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.leadership import drain, is_draining, leader
 from focus_lab.specs.experiment import ExperimentSpec
@@ -32,32 +31,21 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
+async def health(state: Lab) -> models.Health:
+    """How the service was within the last second."""
+    return await state.readiness.health()
+
+
 @router.get(
     "/health/ready", responses=declared(400) | {503: {"model": models.Health, "description": "Not"}}
 )
-def ready(state: Lab, response: Response) -> models.Health:
+async def ready(
+    known: Annotated[models.Health, Depends(health)], response: Response
+) -> models.Health:
     """Whether it can do its work. Without a dispatcher or a cluster experiments only wait."""
-    checks = {}
-    try:
-        current = state.queue.store.database.is_current()
-        text = "answers" if current else "its tables are not current: run `focus-lab migrate`"
-        checks["store"] = models.Check(ok=current, text=text)
-        lead = leader(state.queue.store.database)
-        checks["dispatcher"] = models.Check(
-            ok=lead is not None, text="leads" if lead else "none runs: experiments wait"
-        )
-        reached = bool(lead and lead.told.get("cluster"))
-        checks["cluster"] = models.Check(
-            ok=reached, text="answers" if reached else "does not answer: experiments wait"
-        )
-    except StoreError as error:
-        checks["store"] = models.Check(ok=False, text=str(error))
-    status: Literal["ok", "degraded", "unready"] = (
-        "ok" if all(check.ok for check in checks.values()) else "degraded"
-    )
-    if not checks["store"].ok:
-        status, response.status_code = "unready", 503
-    return models.Health(status=status, checks=checks)
+    if known.status == "unready":
+        response.status_code = 503
+    return known
 
 
 @router.get("/schema", responses=_ASKED)

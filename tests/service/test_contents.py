@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from starlette.testclient import TestClient
 from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.lab.queue.jobs import JobStatus, MemoryJobs
+from focus_lab.lab.queue.leadership import drain
+from focus_lab.lab.queue.states import Action, QueueState
 from focus_lab.lab.states import TrialState
 from service.routes import contents
 from service.state import State
@@ -112,14 +115,33 @@ def test_files_are_those_that_are_meant_to_be_seen(client: TestClient, folder: P
 @pytest.mark.parametrize(
     "path",
     ["secret.txt", "report/link.txt", "report/weights.pt", "report/../secret.txt", "../../lab.db",
-     "/etc/passwd", "%2e%2e/%2e%2e/lab.db", "report//report.html", "..%5C..%5Clab.db", "report"],
+     "/etc/passwd", "%2e%2e/%2e%2e/lab.db", "report//report.html", "..%5C..%5Clab.db", "report",
+     "report/%2e%2e/secret.txt", "report/%2e/report.txt", "report%2F%2Freport.txt",
+     "report/report.txt%2F", "report/there/secret.txt", "report/a%00.txt",
+     f"report/{'a' * 300}.txt"],
 )  # fmt: skip
 def test_no_path_of_a_client_is_opened(client: TestClient, folder: Path, path: str) -> None:
     (folder / "report" / "link.txt").symlink_to(folder / "secret.txt")
+    (folder / "report" / "there").symlink_to(folder)
     answer = client.get(f"/experiments/one/artifacts/{path}")
     # Clients shorten some of these to other addresses by themselves.
     assert answer.status_code in (404, 422)
     assert "not shown" not in answer.text
+
+
+def test_files_beyond_those_that_are_listed_may_be_fetched(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "/experiments/one/artifacts"
+    whole = client.get(url).json()
+    assert not whole["more"]
+    monkeypatch.setattr(contents, "_MOST_FILES", 2)
+    first = client.get(url).json()
+    assert first == {"items": whole["items"][:2], "more": True}
+    # One file is found without looking at all of them.
+    monkeypatch.delattr(contents, "_files")
+    for item in whole["items"]:
+        assert client.get(f"{url}/{item['path']}").status_code == 200
 
 
 def test_trials_say_where_they_are(client: TestClient, folder: Path, state: State) -> None:
@@ -183,6 +205,128 @@ def test_logs_of_workers_and_drivers(
     assert client.get("/experiments/one/log?follow=true").text == "--- attempt 1\nsaid by -1"
     followed = client.get("/experiments/one/log", params=params | {"follow": "true"})
     assert followed.text == "epoch 1\n"
+
+
+def test_a_trial_with_a_long_name_has_its_log(client: TestClient, spec: Spec, state: State) -> None:
+    name = "a" * 500
+    sweep = {"cells": {name: {"training.epochs": 3}}, "seeds": [0]}
+    client.post("/experiments", json=spec("one", sweep=sweep)).raise_for_status()
+    stored = state.queue.store.experiment("one")
+    [trial] = [t for t in state.queue.store.trials(stored.id) if t.name.startswith(name)]
+    logs = trial_folder(stored, trial) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text("epoch 1\n")
+    assert client.get("/experiments/one/log", params={"trial": trial.name}).text == "epoch 1\n"
+
+
+class TestFollowed:
+    """A log is read while its experiment waits, runs, is lost and runs again."""
+
+    @pytest.fixture
+    def said(self, jobs: MemoryJobs, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+        """Number of an attempt -> what its driver has said."""
+        said: dict[str, str] = {}
+
+        def logs(job: str) -> str:
+            self.asked.append(job.rpartition("-")[2])
+            return said.get(job.rpartition("-")[2], "")
+
+        self.asked: list[str] = []
+        monkeypatch.setattr(jobs, "logs", logs)
+        sleep = asyncio.sleep
+        monkeypatch.setattr(contents.asyncio, "sleep", lambda _: sleep(0))
+        return said
+
+    def test_a_drivers_log_goes_on_from_the_queue_to_the_end_over_lost_attempts(
+        self,
+        client: TestClient,
+        spec: Spec,
+        state: State,
+        jobs: MemoryJobs,
+        dispatcher: Dispatcher,
+        said: dict[str, str],
+    ) -> None:
+        client.post("/experiments", json=spec("one"))
+        entry = state.queue.entry("one")
+
+        async def play() -> str:
+            stream = contents._follow_driver(state, entry)
+            assert await anext(stream) == await anext(stream) == ""
+            dispatcher.round()
+            said["1"] = "x" * 2 * contents._TAIL + "begun\n"
+            first = await anext(stream)
+            assert (len(first), first[-6:]) == (contents._TAIL, "begun\n")
+            said["1"] += "lost\n"
+            assert await anext(stream) == "lost\n"
+            [job] = jobs.jobs.values()
+            job.status = JobStatus.ENDED
+            drain(state.queue.store.database, "ann", on=True)
+            dispatcher.round()
+            assert state.queue.entry(entry.id).state is QueueState.QUEUED
+            said["1"] += "last words\n"
+            assert await anext(stream) == "last words\n"
+            # It has ended, and is not asked for again.
+            self.asked.clear()
+            assert await anext(stream) == ""
+            assert not self.asked
+            drain(state.queue.store.database, "ann", on=False)
+            dispatcher.round()
+            said["2"] = "again\n"
+            assert await anext(stream) == "\n--- attempt 2\nagain\n"
+            self.asked.clear()
+            assert await anext(stream) == ""
+            assert self.asked == ["2"]
+            state.queue.act("one", Action.PAUSE, "ann")
+            list(jobs.jobs.values())[-1].status = JobStatus.ENDED
+            dispatcher.round()
+            assert state.queue.entry(entry.id).state is QueueState.PAUSED
+            said["2"] += "end\n"
+            return "".join([part async for part in stream])
+
+        assert asyncio.run(play()) == "end\n"
+
+    def test_a_trials_log_goes_on_while_its_experiment_waits(
+        self, client: TestClient, spec: Spec, state: State, said: dict[str, str], tmp_path: Path
+    ) -> None:
+        client.post("/experiments", json=spec("one"))
+        entry = state.queue.entry("one")
+        file = tmp_path / "rank-0.log"
+        file.write_text("lost\n")
+
+        async def play() -> list[str]:
+            stream = contents._follow_file(state, entry, file)
+            seen = [await anext(stream), await anext(stream)]
+            with file.open("a") as opened:
+                opened.write("again\n")
+            seen.append(await anext(stream))
+            state.queue.act("one", Action.CANCEL, "ann")
+            return seen + [part async for part in stream]
+
+        assert asyncio.run(play()) == ["lost\n", "", "again\n", ""]
+
+    @pytest.mark.parametrize("of_trial", [False, True])
+    def test_no_proxy_keeps_its_lines_back(
+        self, client: TestClient, folder: Path, state: State, of_trial: bool
+    ) -> None:
+        stored = state.queue.store.experiment("one")
+        [trial] = state.queue.store.trials(stored.id)
+        logs = trial_folder(stored, trial) / "logs"
+        logs.mkdir(parents=True)
+        (logs / "rank-0.log").write_text("epoch 1\n")
+        client.post("/experiments/one/cancel")
+        params = {"follow": "true"} | ({"trial": trial.name} if of_trial else {})
+        answer = client.get("/experiments/one/log", params=params)
+        assert (answer.status_code, answer.headers["x-accel-buffering"]) == (200, "no")
+
+    def test_our_proxy_passes_streams_on_at_once_and_lets_them_be_silent(self) -> None:
+        file = Path(__file__).parents[2] / "service" / "deploy" / "nginx.conf"
+        [(paths, settings)] = re.findall(r"location ~ (\S+) \{(.*?)\}", file.read_text(), re.DOTALL)
+        for path in ("/events", "/experiments/one/events", "/experiments/one/log"):
+            assert re.search(paths, path)
+        for path in ("/experiments", "/experiments/log", "/experiments/one/logs", "/ui/log"):
+            assert not re.search(paths, path)
+        assert "proxy_buffering off;" in settings
+        assert "proxy_read_timeout 1d;" in settings
 
 
 def test_only_so_many_logs_are_followed_at_once(

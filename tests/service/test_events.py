@@ -121,6 +121,37 @@ def test_many_listeners_get_every_event_in_order_while_many_write(
         assert versions == list(range(1, 2 * turns + 1))
 
 
+def test_a_listener_that_is_full_when_the_feed_closes_gets_all_that_it_had(
+    client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feed._BEHIND", 3)
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+
+    async def listen() -> list[Event]:
+        feed = Feed(state.events)
+        stream = feed.follow(None, entry)
+        first = asyncio.create_task(anext(stream))
+        while feed._cursor is None:
+            await asyncio.sleep(0)
+        running = asyncio.create_task(feed.run())
+        await asyncio.to_thread(state.queue.act, entry, Action.PAUSE, "tester")
+        seen = [await first]
+        # The first may have been read as past too; from the second on there is the listener alone.
+        await asyncio.to_thread(state.queue.act, entry, Action.RESUME, "tester")
+        seen.append(await anext(stream))
+        for action in (Action.PAUSE, Action.RESUME, Action.PAUSE):
+            await asyncio.to_thread(state.queue.act, entry, action, "tester")
+        [listener] = feed._listeners
+        while not listener.events.full():
+            await asyncio.sleep(0.01)
+        await feed.close()
+        await running
+        return seen + [event async for event in stream]
+
+    seen = asyncio.run(asyncio.wait_for(listen(), 30))
+    assert [event.data["version"] for event in seen] == [1, 2, 3, 4, 5]
+
+
 def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
     client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:

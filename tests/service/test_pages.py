@@ -285,8 +285,10 @@ class TestWithTokens:
         assert "unknown, expired or revoked" in answer.text
         assert "alert(1)" not in answer.text
         assert "set-cookie" not in answer.headers
-        for body in (b"", b"\xff\xfe", b"token"):
+        form = {"content-type": "application/x-www-form-urlencoded"}
+        for body in (b"", b"\xff\xfe", b"token", b"&".join([b"token=x"] * 11)):
             assert client.post("/ui/login", content=body).status_code == 401
+            assert client.post("/ui/login", content=body, headers=form).status_code == 401
 
     def test_other_sites_cannot_log_in_or_out(self, client: TestClient) -> None:
         for path in ("/ui/login", "/ui/logout"):

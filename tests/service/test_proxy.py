@@ -15,6 +15,7 @@ from chaos import free_port
 
 from focus_lab.client import Client
 from focus_lab.lab.queue.dispatcher import Dispatcher
+from focus_lab.lab.queue.jobs import MemoryJobs
 from focus_lab.lab.tokens import Scope
 from service.state import State
 
@@ -115,6 +116,23 @@ def test_events_arrive_while_the_stream_is_open(
         assert "submitted" in next(line for line in lines if line.startswith("event:"))
         dispatcher.round()
         assert any(line == "event: admitted" for line in lines)
+
+
+def test_a_followed_log_arrives_line_by_line(
+    http: httpx2.Client,
+    jobs: MemoryJobs,
+    dispatcher: Dispatcher,
+    token: Callable[..., dict[str, str]],
+    spec: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    http.headers.update(token())
+    http.post("/experiments", json=spec("one"))
+    monkeypatch.setattr(jobs, "logs", lambda job: "begun\n")
+    with http.stream("GET", "/experiments/one/log?follow=true", timeout=20) as log:
+        dispatcher.round()
+        lines = log.iter_lines()
+        assert [next(lines), next(lines)] == ["--- attempt 1", "begun"]
 
 
 def test_the_client_trusts_the_certificates_that_its_machine_trusts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from focus_lab.client.client import RefusedError, ServiceError
 from focus_lab.errors import FocusLabError, SpecError, StoreUnreachableError, UserError
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.specs.experiment import ExperimentSpec
+from service.readiness import Readiness
 from service.state import State
 
 Spec = Callable[..., dict[str, Any]]
@@ -36,6 +38,7 @@ def test_the_service_starts_without_torch_ray_and_mlflow() -> None:
 def test_readiness_says_what_is_missing(
     client: TestClient, dispatcher: Dispatcher, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.readiness._FRESH_S", 0.0)
     assert client.get("/health/live").json() == {"status": "ok"}
     first = client.get("/health/ready")
     assert (first.status_code, first.json()["status"]) == (200, "degraded")
@@ -50,6 +53,27 @@ def test_readiness_says_what_is_missing(
     monkeypatch.setattr(state.queue.store.database, "is_current", away)
     last = client.get("/health/ready")
     assert (last.status_code, last.json()["status"]) == (503, "unready")
+
+
+def test_readiness_is_looked_at_once_a_second_however_many_ask(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, looks, now = state.queue.store.database, 0, [0.0]
+
+    def look() -> bool:
+        nonlocal looks
+        looks += 1
+        return True
+
+    monkeypatch.setattr(database, "is_current", look)
+    readiness = Readiness(database, lambda: now[0])
+
+    async def ask() -> None:
+        for now[0], expected in ((0.0, 1), (0.9, 1), (1.0, 2)):
+            await asyncio.gather(*(readiness.health() for _ in range(20)))
+            assert looks == expected
+
+    asyncio.run(ask())
 
 
 def test_the_schema_is_that_of_specs(client: TestClient) -> None:

@@ -41,6 +41,10 @@ def _remove(queue: Queue, entry: Entry) -> int:
     that, and nothing is removed, or after it, and finds it removed.
     """
     store, owner = queue.store, new_owner()
+    folder = store.experiment(entry.id).folder
+    # Of most nothing is left to remove, hour after hour: a lease is taken where something is.
+    if next(_removable(folder), None) is None:
+        return 0
     holder = store.lease_owner(entry.id)
     dead = {holder} if holder and is_dead(holder) else set()
     try:
@@ -49,9 +53,7 @@ def _remove(queue: Queue, entry: Entry) -> int:
         # Somebody carries it out after all, or removes the same; there is a next time.
         return 0
     try:
-        sizes = {
-            file: file.stat().st_size for file in _removable(store.experiment(entry.id).folder)
-        }
+        sizes = {file: file.stat().st_size for file in _removable(folder)}
         if not sizes:
             return 0
         size = sum(sizes.values())

@@ -86,6 +86,16 @@ def test_a_fresh_store_has_the_tables_that_the_code_describes(store_url: str) ->
     Database(store_url, migrate=False).close()
 
 
+def test_the_migrations_are_read_once_to_know_the_newest(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = Database(store_url)
+    assert database.is_current()
+    monkeypatch.delattr("focus_lab.lab.database.ScriptDirectory")
+    assert database.is_current()
+    database.close()
+
+
 def test_numbers_of_events_never_come_again(store_url: str) -> None:
     # A reader goes on from the last one it saw, even if it has been cleared away since.
     database = Database(store_url)

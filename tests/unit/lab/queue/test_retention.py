@@ -96,11 +96,13 @@ def test_who_tries_again_before_it_is_decided_keeps_everything(
 
     def retried_meanwhile(folder: Path) -> Any:
         found = list(look(folder))
-        queue.act("one", Action.RETRY, "ann")
-        return found
+        if queue.store.has_lease(queue.entry("one").id):
+            queue.act("one", Action.RETRY, "ann")
+        return iter(found)
 
     monkeypatch.setattr(retention, "_removable", retried_meanwhile)
     assert remove_old_checkpoints(queue) == 0
+    assert queue.entry("one").state is QueueState.QUEUED
     assert all(file.exists() for file in old)
     # It may start at once, and is looked at no more.
     assert not queue.store.has_lease(queue.entry("one").id)
@@ -131,6 +133,23 @@ def test_who_tries_again_after_it_begins_when_it_is_done(
     assert [file.exists() for file in old] == [False, False, True]
     with Lease(queue.store, queue.entry("one").id):
         pass
+
+
+def test_where_nothing_is_left_no_lease_is_taken(
+    queue: Queue, old: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, take = [], queue.store.take_lease
+
+    def noted(experiment_id: str, *arguments: Any) -> None:
+        taken.append(experiment_id)
+        take(experiment_id, *arguments)
+
+    monkeypatch.setattr(queue.store, "take_lease", noted)
+    assert remove_old_checkpoints(queue) == 5
+    assert taken
+    taken.clear()
+    assert remove_old_checkpoints(queue) == 0
+    assert not taken
 
 
 def test_what_a_driver_still_holds_is_left_alone(queue: Queue, old: list[Path]) -> None:
