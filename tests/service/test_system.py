@@ -56,7 +56,7 @@ def test_readiness_says_what_is_missing(
 
 
 def test_readiness_is_looked_at_once_a_second_however_many_ask(
-    state: State, monkeypatch: pytest.MonkeyPatch
+    client: TestClient, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database, looks, now = state.queue.store.database, 0, [0.0]
 
@@ -74,6 +74,9 @@ def test_readiness_is_looked_at_once_a_second_however_many_ask(
             assert looks == expected
 
     asyncio.run(ask())
+    monkeypatch.setattr("service.readiness._FRESH_S", 60.0)
+    assert [client.get("/health/ready").status_code for _ in range(3)] == [200] * 3
+    assert looks == 3
 
 
 def test_the_schema_is_that_of_specs(client: TestClient) -> None:
