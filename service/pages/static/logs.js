@@ -56,7 +56,6 @@ export function watchLogs(section) {
         if (done) break;
         add(value);
       }
-      if (!text.textContent) text.textContent = "Nothing was written yet.";
     } catch (error) {
       if (error.name !== "AbortError") add(`\n${error.message}\n`);
     }
