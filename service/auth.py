@@ -58,6 +58,18 @@ class Principal:
                 "ask them, or use a token with scope admin",
             )  # fmt: skip
 
+    def check_priority(self, priority: int, most: int) -> None:
+        """See that a priority is theirs to give.
+
+        Raises:
+            ProblemError: it is above the policy's `most_priority`.
+        """
+        if priority > most and self.scope is not Scope.ADMIN:
+            raise ProblemError(
+                403, "too-urgent",
+                f"priority: must be at most {most} here, got {priority}; ask an administrator",
+            )  # fmt: skip
+
 
 EVERYBODY = Principal("local", "default", Scope.ADMIN)
 """Where requests need no token."""

@@ -72,6 +72,7 @@ async def submit(
     """Queue an experiment. The same spec again continues it, or finds it where it is."""
     text, is_json = await read_body(request)
     queue = state.queue
+    principal.check_priority(priority, queue.policy.most_priority)
 
     def read() -> tuple[ExperimentSpec, Plan]:
         return read_spec(text, queue.policy.registry, queue.policy.most_trials, is_json=is_json)
@@ -175,6 +176,7 @@ def set_priority(
 ) -> models.Experiment:
     """Move it forward or back in the queue."""
     principal.check_owns(state.queue.entry(experiment))
+    principal.check_priority(body.priority, state.queue.policy.most_priority)
     wanted = tags.versions(if_match)
     entry = state.queue.set_priority(experiment, body.priority, principal.user, wanted)
     return views.experiment(state, entry)

@@ -10,6 +10,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
+from focus_lab.lab.queue.policy import Policy
 from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import TokenRow
 from focus_lab.lab.tokens import Scope
@@ -82,6 +83,27 @@ def test_others_experiments_are_read_and_not_changed(
     taken = client.post("/experiments", json=spec("one"), headers=bob)
     assert (taken.status_code, taken.json()["code"]) == (409, "name-taken")
     assert client.post("/experiments/one/cancel", headers=root).status_code == 202
+
+
+@pytest.mark.parametrize("policy", [Policy(most_priority=10)])
+def test_submitters_are_as_urgent_as_the_policy_lets_them_be(
+    client: TestClient, token: Headers, spec: Callable[..., dict[str, Any]], policy: Policy
+) -> None:
+    ann, root = token("ann"), token("root", Scope.ADMIN)
+
+    def submit(name: str, priority: int, headers: dict[str, str]) -> Any:
+        return client.post(f"/experiments?priority={priority}", json=spec(name), headers=headers)
+
+    def change(priority: int, headers: dict[str, str]) -> Any:
+        return client.patch("/experiments/one", json={"priority": priority}, headers=headers)
+
+    assert submit("one", 10, ann).status_code == 202
+    for answer in (submit("two", 11, ann), change(11, ann)):
+        assert (answer.status_code, answer.json()["code"]) == (403, "too-urgent")
+        assert "priority: must be at most 10 here, got 11" in answer.json()["detail"]
+    assert client.get("/experiments/two", headers=ann).status_code == 404
+    assert submit("three", 100, root).status_code == 202
+    assert change(99, root).json()["priority"] == 99
 
 
 def test_an_expired_or_revoked_token_ends_within_a_second(

@@ -75,6 +75,8 @@ class Policy(Spec):
     """For whoever has waited so long for room, room is kept: others pass only with the rest."""
     largest_share: Ratio = 0.5
     """Share of the cluster that one experiment may take while others wait (at least one trial)."""
+    most_priority: NonNegativeInt = 100
+    """That submitters may give; administrators may give more."""
     max_losses: NonNegativeInt = 5
     """How often in a row a driver may be lost without progress before the experiment fails."""
     capacity: FixedCapacity | None = None
