@@ -116,6 +116,8 @@ class Costs:
 
     def __init__(self) -> None:
         self._one = CapacityLimiter(1)
+        # Counted here: the limiter knows of those who wait only a moment after they were let in.
+        self._asked = 0
         self._known: dict[str, dict[str, Any]] = {}
 
     async def one_at_a_time(self, show: Callable[[], T]) -> T:
@@ -124,13 +126,17 @@ class Costs:
         Raises:
             ProblemError: too many wait already.
         """
-        if self._one.statistics().tasks_waiting >= _MOST_WAITING:
+        if self._asked > _MOST_WAITING:
             raise ProblemError(
                 503, "cost-busy", "plan: others are being counted; ask again in a minute, or "
                 "without cost",
             )  # fmt: skip
-        # Threads of its own: no other request waits for them.
-        return await to_thread.run_sync(show, limiter=self._one)
+        self._asked += 1
+        try:
+            # Threads of its own: no other request waits for them.
+            return await to_thread.run_sync(show, limiter=self._one)
+        finally:
+            self._asked -= 1
 
     def of(self, spec: ExperimentSpec) -> dict[str, Any]:
         """Cell -> parameters and GFLOPs.
