@@ -48,7 +48,7 @@ demo: install
 test: lint
 	$(BIN)/python -m pytest -m "not slow" $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -m "slow and not alone and not cluster" $(SIDE_BY_SIDE) --dist loadfile
-	$(BIN)/python -m pytest -m "alone" $(SIDE_BY_SIDE) --dist loadfile
+	$(BIN)/python -m pytest -m "alone"
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(SIDE_BY_SIDE)

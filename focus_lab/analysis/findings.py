@@ -106,7 +106,7 @@ def _front(comparison: Comparison) -> list[str]:
         if others:
             text += f"; {phrases.names(others)}, with too few seeds, cannot be part of that"
     elif not which:
-        text += ". That is not decided: no two cells have two seeds in common"
+        text += ". That is not decided: no two cells have been measured with two seeds in common"
     return [f"{text}."]
 
 

@@ -38,5 +38,6 @@ def with_interval(cell: CellSummary, metric: str) -> str:
 
 def difference(metric: str, found: Difference) -> str:
     """A difference with its interval."""
-    bounds = q.interval(metric, found.low, found.high, sign=True) or "(one seed)"
+    none = "(one seed)" if found.n < 2 else f"({found.n} seeds)"
+    bounds = q.interval(metric, found.low, found.high, sign=True) or none
     return f"{q.signed(metric, found.mean)} {bounds}"

@@ -172,8 +172,8 @@ def _with_differences(cells: list[CellSummary], baseline: CellSummary) -> list[C
             found = paired_difference(values, baseline.values.get(metric, {}))
             if found is None:
                 continue
-            if found.deviation == 0 and found.mean and not metric.startswith("cost/"):
-                # Costs repeat; what is trained does not: its spread is not 0, but not known.
+            if found.deviation == 0 and found.mean and metric.startswith("coco/"):
+                # Counts repeat; what was learnt does not: its spread is not 0, but not known.
                 found = Difference(found.n, found.mean)
             differences[cell.name][metric] = found
             if found.p_value is not None:

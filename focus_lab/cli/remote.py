@@ -53,7 +53,8 @@ def retry(server: str, name: str, *, as_json: bool) -> None:
     """Queue what failed of an experiment again, follow it to its end, and print what it found."""
     with connect(server, _SUBMIT_S) as client:
         queued = client.retry(name)
-    _to_its_end(server, queued, "queued again", as_json=as_json)
+    verb = "queued again" if queued.state == "QUEUED" else "has begun already"
+    _to_its_end(server, queued, verb, as_json=as_json)
 
 
 def _to_its_end(server: str, experiment: said.Experiment, verb: str, *, as_json: bool) -> None:

@@ -38,6 +38,9 @@ OUTCOME, FAILURE, HISTORY, AGAIN = "outcome", "failure", "history", "again"
 _HEAD = "node:__internal_head__"
 """A resource of Ray's head node. A trial that only waits for its workers takes a little of it and
 no CPU: a share of one would leave rooms too small for a worker."""
+_STARTS = 3
+"""How often a local Ray is started before it is given up: it has 30 s each time, which are fixed,
+and too few on a busy machine now and then."""
 T = TypeVar("T")
 
 
@@ -340,14 +343,15 @@ def _train_alone(
 def _init(settings: dict[str, Any]) -> None:
     import ray
 
-    try:
-        ray.init(**settings)
-    except Exception as error:
-        # A node that does not start in time is a bare Exception of Ray's. It has 30 s, too few on a
-        # busy machine now and then; what is left of it ends with this process.
-        if settings["address"] != "local" or type(error) is not Exception:
-            raise
-        ray.init(**settings)
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(**settings)
+            return
+        except Exception as error:
+            # A node that does not start in time is a bare Exception of Ray's. What is left of it
+            # ends with this process.
+            if settings["address"] != "local" or type(error) is not Exception or attempt == _STARTS:
+                raise
 
 
 def _lines(error: BaseException) -> list[str]:

@@ -84,9 +84,9 @@ class Place:
         """Start everything, and wait until it answers."""
         self.store = self.database.new_database()
         ports = [f"--port={self.ray_port}", f"--dashboard-port={free_port()}"]
-        self._ray("head", "--head", "--num-cpus=0", f"--temp-dir={self.folder / 'ray'}", *ports)
+        temporary = f"--temp-dir={self.folder / 'ray'}"
+        self._bring_up("head", "--head", "--num-cpus=0", temporary, *ports)
         self.start_mlflow()
-        wait_until(lambda: self._raylet("head") is not None, "the head node is up")
         for name in ("one", "two"):
             self.start_node(name)
 
@@ -132,6 +132,9 @@ class Place:
 
     def start_node(self, name: str) -> None:
         """Start a node, or start it again."""
+        self._bring_up(name, f"--address={self.address}", "--num-cpus=1")
+
+    def _bring_up(self, name: str, *options: str) -> None:
         # One after the other: nodes of one machine that choose ports at once may choose the same.
         # One that gives up is started anew, as service managers do: on a busy computer Ray's 30 s
         # for it, which are fixed, may not do.
@@ -142,7 +145,7 @@ class Place:
         def up() -> bool:
             process = self._processes.get(name)
             if process is None or process.poll() is not None:
-                self._ray(name, f"--address={self.address}", "--num-cpus=1")
+                self._ray(name, *options)
             return log.read_text().count(_UP) > starts
 
         wait_until(up, f"node {name} is up")

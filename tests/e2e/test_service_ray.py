@@ -22,7 +22,7 @@ from focus_lab.client.models import ExperimentDetail
 from focus_lab.errors import FocusLabError
 from focus_lab.specs.compose import merge
 
-pytestmark = [pytest.mark.slow, pytest.mark.alone]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(1200)]
 
 _COMMAND = [sys.executable, "-c", "from focus_lab.cli import main; main()"]
 RATIO = "model.token_selection.keep_ratio"
@@ -135,10 +135,10 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
         # The driver is killed: its experiment waits again, and goes on.
         wait_until(lambda: trained("one"), "the first trains", 240)
         os.kill(service.driver_of("one"), signal.SIGKILL)
-        wait_until(lambda: now("one").attempt == 2, "it is admitted again", 120)
+        wait_until(lambda: now("one").attempt == 2, "it is admitted again", 240)
         # In the middle of the second attempt, and of the end of another experiment, the service is
         # killed, its cluster and its database with it.
-        wait_until(lambda: now("one").state == "RUNNING" and trained("one"), "it trains again", 120)
+        wait_until(lambda: now("one").state == "RUNNING" and trained("one"), "it trains again", 240)
         assert now("two").state != "FAILED", now("two").message
         client.cancel("two")
         service.kill()
@@ -146,7 +146,7 @@ def test_what_is_submitted_is_carried_out_once_whatever_is_killed(
             database.kill_and_restart()
         service.start()
         # It is begun again, and all are killed while its driver is started.
-        wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 120)
+        wait_until(lambda: now("two").state == "CANCELLED", "the second is cancelled", 240)
         client.retry("two")
         wait_until(lambda: now("two").state == "STARTING", "it is admitted", 240)
         service.kill()

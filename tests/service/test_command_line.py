@@ -461,15 +461,18 @@ def test_actions_say_the_state_that_they_lead_to(
     assert "paused" in sentence(wrong)
 
 
+@pytest.mark.parametrize(("begun", "said"), [(False, "queued again"), (True, "has begun already")])
 def test_what_is_tried_again_is_followed_to_its_end(
     run: Callable[..., Done],
     address: str,
     stage: Stage,
     scenery: scenes.Scenery,
     state: State,
+    begun: bool,
+    said: str,
 ) -> None:
     def play(event: Event) -> None:
-        if event.data.get("state") == "QUEUED":
+        if event.kind == "retry":
             scenery.start("tiny")
         elif event.kind == "started":
             [trial] = scenery.trials("tiny")
@@ -478,13 +481,14 @@ def test_what_is_tried_again_is_followed_to_its_end(
             scenery.end("tiny", "succeeded")
 
     scenery.submit("tiny")
-    run("cancel", "tiny", "--server", address)
+    if begun:
+        scenery.start("tiny")
+    else:
+        run("cancel", "tiny", "--server", address)
     stage.play = play
     done = run("retry", "tiny", "--server", address, "--json")
     assert done.code == 0
-    assert (
-        done.err.splitlines()[0] == f"tiny: queued again, 1 trials; {address}/ui/experiments/tiny"
-    )
+    assert done.err.splitlines()[0] == f"tiny: {said}, 1 trials; {address}/ui/experiments/tiny"
     content = json.loads(done.out)
     assert content["experiment"]["state"] == "SUCCEEDED"
 

@@ -18,6 +18,7 @@ from focus_lab.lab.queue.jobs import JobStatus, MemoryJobs
 from focus_lab.lab.queue.leadership import drain
 from focus_lab.lab.queue.states import Action, QueueState
 from focus_lab.lab.states import TrialState
+from focus_lab.lab.store import Trial
 from service.routes import contents
 from service.state import State
 
@@ -173,6 +174,16 @@ def test_curves_are_those_of_the_tracker(client: TestClient, folder: Path, state
     assert found == {trial.id: {"coco/AP": [[1, 0.1], [2, 0.2]]}}
 
 
+def logged(state: State, number: int = 0) -> tuple[Trial, Path]:
+    """A trial of experiment one whose first worker has said something, and its folder of logs."""
+    stored = state.queue.store.experiment("one")
+    trial = state.queue.store.trials(stored.id)[number]
+    logs = trial_folder(stored, trial) / "logs"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text("epoch 1\n")
+    return trial, logs
+
+
 def test_logs_of_workers_and_drivers(
     client: TestClient,
     folder: Path,
@@ -181,11 +192,7 @@ def test_logs_of_workers_and_drivers(
     dispatcher: Dispatcher,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stored = state.queue.store.experiment("one")
-    [trial] = state.queue.store.trials(stored.id)
-    logs = trial_folder(stored, trial) / "logs"
-    logs.mkdir(parents=True)
-    (logs / "rank-0.log").write_text("epoch 1\n")
+    trial, logs = logged(state)
     (logs / "rank-x.log").write_text("no rank")
     items = client.get("/experiments/one/logs").json()["items"]
     assert [(item["trial"], item["rank"]) for item in items] == [(None, None), (trial.name, 0)]
@@ -211,11 +218,8 @@ def test_a_trial_with_a_long_name_has_its_log(client: TestClient, spec: Spec, st
     name = "a" * 500
     sweep = {"cells": {name: {"training.epochs": 3}}, "seeds": [0]}
     client.post("/experiments", json=spec("one", sweep=sweep)).raise_for_status()
-    stored = state.queue.store.experiment("one")
-    [trial] = [t for t in state.queue.store.trials(stored.id) if t.name.startswith(name)]
-    logs = trial_folder(stored, trial) / "logs"
-    logs.mkdir(parents=True)
-    (logs / "rank-0.log").write_text("epoch 1\n")
+    trial, _ = logged(state, -1)
+    assert trial.name.startswith(name)
     assert client.get("/experiments/one/log", params={"trial": trial.name}).text == "epoch 1\n"
 
 
@@ -308,11 +312,7 @@ class TestFollowed:
     def test_no_proxy_keeps_its_lines_back(
         self, client: TestClient, folder: Path, state: State, of_trial: bool
     ) -> None:
-        stored = state.queue.store.experiment("one")
-        [trial] = state.queue.store.trials(stored.id)
-        logs = trial_folder(stored, trial) / "logs"
-        logs.mkdir(parents=True)
-        (logs / "rank-0.log").write_text("epoch 1\n")
+        trial, _ = logged(state)
         client.post("/experiments/one/cancel")
         params = {"follow": "true"} | ({"trial": trial.name} if of_trial else {})
         answer = client.get("/experiments/one/log", params=params)

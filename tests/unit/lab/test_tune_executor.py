@@ -58,7 +58,7 @@ def test_a_cluster_that_does_not_start_or_answer_is_a_sentence(
         TuneExecutor(ComputeSpec(), address).start()
 
 
-def test_a_local_cluster_that_does_not_start_in_time_is_started_once_more(
+def test_a_local_cluster_that_does_not_start_in_time_is_started_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import ray
@@ -67,12 +67,12 @@ def test_a_local_cluster_that_does_not_start_in_time_is_started_once_more(
 
     def init(**settings: object) -> None:
         asked.append(settings["address"])
-        if len(asked) == 1:
+        if len(asked) < 3:
             raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr(ray, "init", init)
     TuneExecutor(ComputeSpec()).start()
-    assert asked == ["local", "local"]
+    assert asked == ["local", "local", "local"]
 
 
 def test_a_trial_reports_its_epochs_and_then_its_history(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from random import Random
 
 import pytest
 from asking import NOW, ask, cluster, waits
@@ -265,10 +266,10 @@ def test_whoever_cannot_start_at_all_changes_nothing_for_the_others(
 
 @given(queues(), clusters, usages, st.randoms(use_true_random=False))
 def test_the_decision_does_not_depend_on_the_order_in_which_rows_are_read(
-    waiting: list[Waiting], capacity: Capacity, usage: Usage, random: object
+    waiting: list[Waiting], capacity: Capacity, usage: Usage, random: Random
 ) -> None:
     shuffled = list(waiting)
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     first, second = (
         decide(rows, [], capacity, usage, Policy(), NOW) for rows in (waiting, shuffled)
     )
