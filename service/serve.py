@@ -182,10 +182,16 @@ def mlflow_pages(settings: Settings, port: int) -> Iterator[Settings]:
         lambda text: log.warning("mlflow", text=text),
     )  # fmt: skip
     companion.start()
-    try:
-        yield settings.model_copy(
-            update={"mlflow_url": settings.mlflow_url or f"http://127.0.0.1:{port}"}
+    # From elsewhere this address would be the visitor's own machine.
+    here = None if is_reached(settings) else f"http://127.0.0.1:{port}"
+    if not (here or settings.mlflow_url):
+        log.info(
+            "mlflow",
+            text=f"FOCUS_LAB_MLFLOW_URL: pages have no links to MLflow, got none; its pages are on "
+            f"127.0.0.1:{port}, name the address by which browsers reach them",
         )
+    try:
+        yield settings.model_copy(update={"mlflow_url": settings.mlflow_url or here})
     finally:
         companion.stop()
 
@@ -282,6 +288,6 @@ def _shown(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    return host in ("127.0.0.1", "::1", "localhost")
+def is_reached(settings: Settings) -> bool:
+    """Whether others than this machine reach the service: a proxy here brings them to loopback."""
+    return settings.host not in ("127.0.0.1", "::1", "localhost") or bool(settings.allowed_hosts)

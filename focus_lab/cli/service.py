@@ -73,8 +73,7 @@ def serve(
         "ray_dashboard": ray, "policy": policy, "dispatch": dispatcher,
     }  # fmt: skip
     settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    # A proxy of this machine brings strangers to loopback.
-    reached = not module.is_loopback(host) or bool(settings.allowed_hosts)
+    reached = module.is_reached(settings)
     needs_token = reached if auth is None else auth
     settings = settings.model_copy(update={"auth": needs_token})
     if reached and not needs_token:

@@ -40,6 +40,7 @@ class Driver:
         executor: carries out trials.
         progress: shown meanwhile.
         on_last_start: called in a thread of its own when no trial waits any more.
+        on_success: called when a trial has succeeded.
         patience: with store and tracker.
     """
 
@@ -50,12 +51,13 @@ class Driver:
         executor: Executor,
         progress: Progress,
         on_last_start: Callable[[], None] = lambda: None,
+        on_success: Callable[[], None] = lambda: None,
         patience: Patience | None = None,
     ) -> None:
         self._store, self._tracker = store, tracker
         self._patience = patience or Patience(note=progress.note)
         self._executor, self._progress = executor, progress
-        self._on_last_start = on_last_start
+        self._on_last_start, self._on_success = on_last_start, on_success
 
     def carry_out(
         self, experiment: Experiment, only: Callable[[Trial], bool] = lambda _: True
@@ -75,7 +77,13 @@ class Driver:
         reconciled = [t for t in patience(lambda: self._reconciled(experiment)) if only(t)]
         rungs = rungs_of(experiment.spec)
         listener = Recorder(
-            self._store, self._tracker, self._progress, self._on_last_start, patience, rungs
+            self._store,
+            self._tracker,
+            self._progress,
+            on_last_start=self._on_last_start,
+            on_success=self._on_success,
+            patience=patience,
+            rungs=rungs,
         )
         jobs = []
         for trial in reconciled:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from focus_lab.lab.driver import Driver, trial_folder
 from focus_lab.lab.executor import Executor
 from focus_lab.lab.failure import is_users
+from focus_lab.lab.interim_report import InterimReport
 from focus_lab.lab.lease import Lease
 from focus_lab.lab.patience import Patience
 from focus_lab.lab.progress import Progress
@@ -80,17 +81,26 @@ class Lab:
             )
         with contextlib.nullcontext() if leased else Lease(self.store, opened.id):
             patience = Patience(note=progress.note)
-            driver = Driver(self.store, self.tracker, executor, progress, _load_ahead, patience)
             begun: Plan | None = patience(lambda: self._as_far_as_searched(spec, plan))
             retried = cells
-            while begun is not None:
-                experiment = self.store.record(spec, begun, folder, retried)
-                driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
-                # Once a call: the next batches leave what failed in this one as it is.
-                retried = tuple(cell.name for cell in begun.cells)
-                begun = None if cells else patience(lambda: self._next_plan(spec))
-                if begun is not None:
-                    retried = tuple(c.name for c in begun.cells if c.name not in retried)
+            with InterimReport(lambda: self.report(opened.id)) as interim:
+                driver = Driver(
+                    self.store,
+                    self.tracker,
+                    executor,
+                    progress,
+                    on_last_start=_load_ahead,
+                    on_success=interim.trial_ended,
+                    patience=patience,
+                )
+                while begun is not None:
+                    experiment = self.store.record(spec, begun, folder, retried)
+                    driver.carry_out(experiment, lambda trial: not cells or trial.cell in cells)
+                    # Once a call: the next batches leave what failed in this one as it is.
+                    retried = tuple(cell.name for cell in begun.cells)
+                    begun = None if cells else patience(lambda: self._next_plan(spec))
+                    if begun is not None:
+                        retried = tuple(c.name for c in begun.cells if c.name not in retried)
             patience(lambda: self._measure_latency(experiment))
             patience(lambda: self.report(experiment.name))
             return patience(lambda: self.store.experiment(spec.name))

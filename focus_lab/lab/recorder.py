@@ -34,6 +34,7 @@ class Recorder:
         tracker: numbers and files.
         progress: shown meanwhile.
         on_last_start: called in a thread of its own when no trial waits any more.
+        on_success: called when a trial has succeeded.
         patience: with store and tracker.
         rungs: decide which trials stop early; None lets all run to their end.
     """
@@ -44,6 +45,7 @@ class Recorder:
         tracker: Tracker,
         progress: Progress,
         on_last_start: Callable[[], None],
+        on_success: Callable[[], None],
         patience: Patience,
         rungs: Rungs | None = None,
     ) -> None:
@@ -55,7 +57,7 @@ class Recorder:
         self._waiting: set[str] = set()
         self._first_epoch_due: set[str] = set()
         self._noted = False
-        self._on_last_start = on_last_start
+        self._on_last_start, self._on_success = on_last_start, on_success
 
     def add(self, trial: Trial) -> None:
         """A trial that will be carried out."""
@@ -135,6 +137,7 @@ class Recorder:
             shown.ap = history[-1][1].get("coco/AP")
         early = shown.epoch < shown.epochs
         self._progress.changed(shown, f"stopped early, epoch {shown.epoch}" if early else "done")
+        self._on_success()
 
     def failed(self, trial_id: str, failure: Failure) -> None:
         """Record why.

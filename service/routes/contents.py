@@ -128,7 +128,7 @@ def report(
         Query(alias="format", description="Otherwise by the Accept header."),
     ] = None,
 ) -> Response:
-    """The report as it was written last: when an attempt ended."""
+    """The report as it was written last: when trials or the attempt ended."""
     stored = _stored(state, state.queue.entry(experiment))
     # Whoever keeps the answer must know by what it was chosen, be it one or a refusal.
     negotiated = {} if form else {"Vary": "Accept"}
@@ -147,8 +147,8 @@ def report(
     if not file.is_file():
         raise ProblemError(
             404, "no-report",
-            f"experiment {stored.name}: has no report ({chosen}) yet; it is written when its "
-            "trials have ended",
+            f"experiment {stored.name}: has no report ({chosen}) yet; it is written some "
+            "minutes after its first trial has ended, and at its end",
             negotiated,
         )  # fmt: skip
     headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"} | negotiated

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,39 @@ def test_a_token_is_needed_wherever_strangers_may_come_from(
     assert started[0].auth is auth
     warned = "everybody who reaches this address is an administrator" in result.output
     assert warned == ("--no-auth" in options)
+
+
+class NoCompanion:
+    """Starts nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    stop = start
+
+
+@pytest.mark.parametrize(
+    ("given", "link"),
+    [
+        ({}, "http://127.0.0.1:5050"),
+        # For whoever comes from elsewhere that is his own machine.
+        ({"host": "0.0.0.0"}, None),
+        ({"allowed_hosts": ["lab.example.org"]}, None),
+        (
+            {"host": "0.0.0.0", "mlflow_url": "https://mlflow.example.org"},
+            "https://mlflow.example.org",
+        ),
+    ],
+)
+def test_pages_link_to_mlflow_where_the_visitor_can_reach_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, given: dict[str, Any], link: str | None
+) -> None:
+    monkeypatch.setattr(serve, "Companion", NoCompanion)
+    with serve.mlflow_pages(Settings(home=tmp_path, **given), 5050) as settings:
+        assert settings.mlflow_url == link
 
 
 def test_options_may_stand_in_the_environment(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from focus_lab.lab.executor import InProcessExecutor, Listener, TrialJob
+from focus_lab.lab.interim_report import InterimReport
 from focus_lab.lab.lab import Lab, artifact_root, embedded_tracking_uri
 from focus_lab.lab.progress import PlainProgress
 from focus_lab.lab.queue.queue import Queue
@@ -77,6 +80,39 @@ def test_a_sweep_ends_in_a_report_and_its_repetition_trains_nothing(
     assert executor.names == []
     assert again["trials"] == result["trials"]
     assert (lab.home / "tiny" / "latency.json").read_text() == latency
+
+
+class Looking(InProcessExecutor):
+    """Looks at the report between two trials."""
+
+    def __init__(self, page: Path, written: threading.Event) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._machine, self._written = page.with_name("report.json"), written
+
+    def run(self, jobs: Any, listener: Listener) -> None:
+        for job in jobs:
+            super().run([job], listener)
+            assert self._written.wait(60)
+            self.found.append(json.loads(self._machine.read_text()))
+
+
+def test_a_sweep_that_runs_has_a_report_of_what_has_ended(
+    lab: Lab, spec: ExperimentSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = threading.Event()
+
+    def report(name: str) -> Path:
+        page = Lab.report(lab, name)
+        written.set()
+        return page
+
+    monkeypatch.setattr(lab, "report", report)
+    monkeypatch.setattr("focus_lab.lab.lab.InterimReport", partial(InterimReport, first_s=0.0))
+    looking = Looking(lab.home / "tiny" / "report" / "report.html", written)
+    sweep(lab, spec, looking)
+    first = {cell["name"]: cell["n"] for cell in looking.found[0]["cells"]}
+    assert first == {"keep_ratio=0.2": 1, "keep_ratio=0.5": 0}
+    assert lab.result(lab.record("tiny"))["cells"][1]["n"] == 1
 
 
 def test_an_elastic_training_is_reported_at_every_ratio_of_its_axis(
