@@ -237,7 +237,12 @@ class ResidualFeatures(Backbone):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, the first of stride 2, beside a 1x1 shortcut."""
+    """Two 3x3 convolutions, the first of stride 2, beside a 1x1 shortcut.
+
+    The shortcut takes every second row and column itself: of few channels, oneDNN 3.13 gets the
+    gradient of a strided 1x1 convolution wrong and writes beyond its memory, below 8 with AVX2 and
+    below 16 with AVX-512 (github.com/uxlfoundation/oneDNN/issues/6035).
+    """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         """Block from `inputs` to `outputs` channels at half the size."""
@@ -246,7 +251,7 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=2, bias=False)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
         self.shortcut_norm = nn.BatchNorm2d(outputs)
         for convolution in (self.conv1, self.conv2, self.shortcut):
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
@@ -255,4 +260,6 @@ class ResidualBlock(nn.Module):
         """[B, inputs, H, W] -> [B, outputs, ceil(H / 2), ceil(W / 2)]."""
         y = functional.relu(self.norm1(self.conv1(x)), inplace=True)
         y = self.norm2(self.conv2(y))
-        return functional.relu(y + self.shortcut_norm(self.shortcut(x)), inplace=True)
+        return functional.relu(
+            y + self.shortcut_norm(self.shortcut(x[:, :, ::2, ::2])), inplace=True
+        )

@@ -52,16 +52,11 @@ class TimmBackbone(Spec):
     """Path of a state dict, or `package:MODULE` for weights that an installed package ships."""
 
 
-_Width = Annotated[int, Field(ge=8)]
-
-
 class ResidualBackbone(Spec):
     """A small residual network with batch norm for demos and tests: a stage a stride, 2 to 32."""
 
     kind: Literal["residual"]
-    # Of narrower inputs, oneDNN 3.13 gets the gradient of a strided 1x1 convolution wrong without
-    # AVX-512, and writes beyond its workspace (github.com/uxlfoundation/oneDNN/issues/6035).
-    widths: Annotated[tuple[_Width, ...], FromList, Field(min_length=5, max_length=5)] = (
+    widths: Annotated[tuple[PositiveInt, ...], FromList, Field(min_length=5, max_length=5)] = (
         24,
         32,
         64,
