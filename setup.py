@@ -12,7 +12,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 sys.path.insert(0, str(Path(__file__).parent / "csrc"))
-from build import LIBRARY, build
+from build import LIBRARY, BuildError, build, is_asked_for
 
 
 class BuildWithOperators(build_py):
@@ -26,7 +26,13 @@ class BuildWithOperators(build_py):
         # A wheel must not carry a library that some earlier build left in the tree.
         if not self.editable_mode:
             (place / LIBRARY).unlink(missing_ok=True)
-        build(place)
+        try:
+            build(place)
+        except BuildError as error:
+            # The plain PyTorch reference serves, and every sweep and `doctor` say so.
+            if is_asked_for():
+                raise
+            self.warn(f"operators are not compiled: {error}")
 
 
 class WheelForEveryPython(bdist_wheel):

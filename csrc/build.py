@@ -6,7 +6,7 @@ kernels too, and needs no GPU for that. It imports neither torch nor focus_lab.
 
 Environment:
     FOCUS_LAB_OPS: `auto` (default) builds what it can, `off` nothing, `on` insists on a compiler.
-    FOCUS_LAB_CUDA: `auto` (default) uses nvcc where there is one, `off` never, `on` fails without.
+    FOCUS_LAB_CUDA: `auto` (default) uses nvcc where it serves, `off` never, `on` fails without.
     FOCUS_LAB_CUDA_ARCHS: architectures, for example "90 120"; default: see `ARCHITECTURES`.
     CXX, CUDA_HOME: the compiler, the CUDA toolkit.
 """
@@ -34,6 +34,8 @@ PLACE = CSRC.parent / "focus_lab" / "ops"
 ARCHITECTURES = ("75", "80", "86", "89", "90", "100", "120")
 """Turing to Blackwell; PTX of the last one serves what comes after."""
 
+_USUAL_HOME = Path("/usr/local/cuda")
+
 # torch's stable interface of 2.11: the oldest torch that the library must load in.
 _TORCH_TARGET = "-DTORCH_TARGET_VERSION=0x020b000000000000ULL"
 # No -ffast-math: NaN must fail every comparison. Contraction gives the fused multiply-adds.
@@ -45,6 +47,9 @@ _NVCC_FLAGS = (
     "-O3", "-std=c++17", "--compress-mode=size", "-Xcompiler=-fPIC,-fvisibility=hidden",
     "-diag-suppress=186",
 )  # fmt: skip
+
+
+_CPU_ONLY = "the operators are compiled for the CPU only"
 
 
 class BuildError(Exception):
@@ -73,18 +78,30 @@ def build(place: Path = PLACE) -> Path | None:
         BuildError: a compiler, torch or toolkit that was asked for is missing, or a source does not
             compile.
     """
-    wanted = _choice("FOCUS_LAB_OPS")
-    if wanted == "off":
+    if _choice("FOCUS_LAB_OPS") == "off":
         return None
     try:
-        compiler, torch = find_compiler(), find_torch()
-        cuda = find_cuda()
+        compiler, torch, cuda = find_compiler(), find_torch(), find_cuda()
     except BuildError as error:
-        if wanted == "on" or _choice("FOCUS_LAB_CUDA") == "on":
+        if is_asked_for():
             raise
         print(f"focus_lab: operators are not compiled: {error}", file=sys.stderr)
         return None
-    return _build(place, compiler, torch, cuda)
+    if cuda:
+        try:
+            return _build(place, compiler, torch, cuda)
+        except BuildError as error:
+            # A toolkit too old, or one that does not take this compiler, must keep nobody from
+            # the kernels for the CPU.
+            if _choice("FOCUS_LAB_CUDA") == "on":
+                raise
+            print(f"focus_lab: {_CPU_ONLY}: {error}", file=sys.stderr)
+    return _build(place, compiler, torch, None)
+
+
+def is_asked_for() -> bool:
+    """Whether the environment insists on kernels, so that an install without them must fail."""
+    return "on" in (_choice("FOCUS_LAB_OPS"), _choice("FOCUS_LAB_CUDA"))
 
 
 def find_compiler() -> list[str]:
@@ -112,7 +129,7 @@ def find_torch() -> Path:
 
 
 def find_cuda() -> Cuda | None:
-    """The toolkit in CUDA_HOME, of the nvcc on PATH, or of PyPI's packages, in this order.
+    """The toolkit in CUDA_HOME, of the nvcc on PATH, in its usual place, or of PyPI's packages.
 
     Raises:
         BuildError: FOCUS_LAB_CUDA is `on` and there is none, or the one found is not whole.
@@ -123,7 +140,7 @@ def find_cuda() -> Cuda | None:
     homes = [Path(os.environ["CUDA_HOME"])] if os.environ.get("CUDA_HOME") else []
     if on_path := shutil.which("nvcc"):
         homes.append(Path(on_path).resolve().parent.parent)
-    homes.append(Path("/usr/local/cuda"))
+    homes.append(_USUAL_HOME)
     homes += sorted(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*"), reverse=True)
     bare = None
     for home in homes:
@@ -142,7 +159,7 @@ def find_cuda() -> Cuda | None:
         message = f"{bare}: no libcudart_static.a beside it; set CUDA_HOME to a whole toolkit"
         if wanted == "on":
             raise BuildError(message)
-        print(f"focus_lab: the operators are compiled for the CPU only: {message}", file=sys.stderr)
+        print(f"focus_lab: {_CPU_ONLY}: {message}", file=sys.stderr)
     if wanted == "on":
         raise BuildError("FOCUS_LAB_CUDA=on, but no nvcc was found; set CUDA_HOME to the toolkit")
     return None
@@ -154,14 +171,27 @@ def architecture_flags(architectures: Sequence[str]) -> list[str]:
     return [*flags, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
 
 
-def architectures() -> tuple[str, ...]:
-    """What FOCUS_LAB_CUDA_ARCHS says ("9.0" and "90" are the same), or all."""
+def architectures(cuda: Cuda) -> tuple[str, ...]:
+    """What FOCUS_LAB_CUDA_ARCHS says ("9.0" and "90" are the same), or all that nvcc knows.
+
+    Raises:
+        BuildError: nvcc knows none of ours.
+    """
     asked = re.split(r"[\s,;]+", os.environ.get("FOCUS_LAB_CUDA_ARCHS", "").strip())
-    return tuple(a.replace(".", "") for a in asked if a) or ARCHITECTURES
+    if chosen := tuple(a.replace(".", "") for a in asked if a):
+        return chosen
+    said = subprocess.run([cuda.nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = set(re.findall(r"compute_(\d+)", said))
+    if found := tuple(a for a in ARCHITECTURES if a in known):
+        return found
+    raise BuildError(
+        f"{cuda.nvcc}: knows none of the architectures {', '.join(ARCHITECTURES)}, got "
+        f"CUDA {cuda.version}; set CUDA_HOME to a toolkit of CUDA 12.8 or later"
+    )
 
 
 def _build(place: Path, compiler: list[str], torch: Path, cuda: Cuda | None) -> Path:
-    archs = architectures() if cuda else ()
+    archs = architectures(cuda) if cuda else ()
     facts = {
         "FOCUS_LAB_SOURCE_HASH": _source_hash(CSRC),
         "FOCUS_LAB_TORCH_VERSION": importlib.metadata.version("torch"),
@@ -185,6 +215,8 @@ def _build(place: Path, compiler: list[str], torch: Path, cuda: Cuda | None) -> 
         if cuda:
             nvcc = [str(cuda.nvcc), *_NVCC_FLAGS, *architecture_flags(archs), f"-I{CSRC}"]
             nvcc += [f"-Xcompiler={flag}" for flag in shorter]
+            if len(compiler) == 1:
+                nvcc.append(f"-ccbin={compiler[0]}")
             for source in sorted((CSRC / "cuda").glob("*.cu")):
                 add(source, [*nvcc, *defines])
             defines.append("-DFOCUS_LAB_WITH_CUDA")

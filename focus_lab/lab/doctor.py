@@ -89,7 +89,7 @@ def _op(home: Path) -> Iterator[Finding]:
     """Whether the operators were compiled, and whether they give the reference's numbers."""
     import torch
 
-    from focus_lab.ops import deformable_attention, library_state
+    from focus_lab.ops import library_state
 
     state = library_state()
     subject = "deformable attention"
@@ -99,16 +99,9 @@ def _op(home: Path) -> Iterator[Finding]:
         now = "the reference (plain PyTorch) is active" if missing else "nothing can train"
         yield Finding(subject, missing, f"{now}: {state.reason}", state.remedy)
         return
-    shapes = ((4, 6), (2, 3))
-    generator = torch.Generator().manual_seed(0)
-    value = torch.rand(1, 30, 2, 4, generator=generator)
-    locations = torch.rand(1, 5, 2, 2, 3, 2, generator=generator) * 1.4 - 0.2
-    weights = torch.rand(1, 5, 2, 2, 3, generator=generator)
     devices = ["cpu", "cuda"] if torch.cuda.is_available() and _built_for_cuda(state) else ["cpu"]
     for device in devices:
-        inputs = (value.to(device), shapes, locations.to(device), weights.to(device))
-        compiled = deformable_attention(*inputs, implementation="compiled")
-        ok = torch.allclose(compiled, deformable_attention(*inputs), atol=1e-6)
+        ok = _equals_the_reference(device)
         built = f"torch {state.build['torch']}, CUDA {state.build['cuda']}"
         found = "compiled, equals the reference" if ok else "compiled, but gives wrong numbers"
         remedy = "" if ok else f"report it, and set model.ops.implementation: reference on {device}"
@@ -120,6 +113,38 @@ def _op(home: Path) -> Iterator[Finding]:
             "built without CUDA kernels",
             "install the CUDA toolkit (nvcc) and build again: python csrc/build.py",
         )
+
+
+def _equals_the_reference(device: str) -> bool:
+    """Whether both operators have the reference's outputs and gradients."""
+    import torch
+
+    from focus_lab.ops import deformable_attention, projected_deformable_attention
+
+    shapes = ((4, 6), (2, 3))
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> torch.Tensor:
+        return torch.rand(*size, generator=generator).to(device)
+
+    value = random(1, 30, 2, 4)
+    given = (value, random(1, 5, 2, 2, 3, 2) * 1.4 - 0.2, random(1, 5, 2, 2, 3))
+    projected = (value, random(1, 5, 2, 2), random(1, 5, 2, 2, 3, 2) * 4 - 2, random(1, 5, 2, 6))
+    operators: list[tuple[Callable[..., torch.Tensor], tuple[torch.Tensor, ...]]] = [
+        (deformable_attention, given),
+        (projected_deformable_attention, projected),
+    ]
+    found = []
+    for implementation in ("compiled", "reference"):
+        for operator, inputs in operators:
+            leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+            output = operator(leaves[0], shapes, *leaves[1:], implementation=implementation)
+            found += [output, *torch.autograd.grad(output.square().sum(), leaves)]
+    half = len(found) // 2
+    return all(
+        torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(found[:half], found[half:], strict=True)
+    )
 
 
 def _built_for_cuda(state: LibraryState) -> bool:

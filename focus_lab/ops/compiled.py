@@ -152,10 +152,17 @@ def _ensure_loaded() -> bool:
 _ensure_loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _refuse_transforms(*tensors: Tensor) -> None:
-    """Derivatives that torch would leave out without a word, or refuse in words about itself."""
+def _refuse_what_is_missing(*tensors: Tensor) -> None:
+    """What torch would leave out without a word, or refuse in words about itself."""
     if torch.compiler.is_compiling():
         return
+    loaded = _PROCESS.loaded
+    if tensors[0].is_cuda and loaded is not None and loaded.build["cuda"] == "none":
+        raise CompiledOpError(
+            f"compiled operators: built without CUDA kernels, got a tensor on {tensors[0].device}; "
+            "install the CUDA toolkit (nvcc) and build again with `python csrc/build.py`, or "
+            "choose the reference implementation"
+        )
     forward_mode = forward_ad._current_level >= 0 and any(
         forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
         for tensor in tensors
@@ -176,12 +183,12 @@ def compiled_deformable_attention(
     Locations and weights must be float32 (float64 with a float64 value), under autocast too.
 
     Raises:
-        CompiledOpError: when the library cannot be used.
+        CompiledOpError: when the library cannot be used, or has no kernels for the device.
         RuntimeError: when shapes, dtypes or devices do not fit.
         NotImplementedError: forward-mode derivatives, or those of torch.func, are asked for.
     """
     _ensure_loaded()
-    _refuse_transforms(value, locations, weights)
+    _refuse_what_is_missing(value, locations, weights)
     sizes = [size for shape in spatial_shapes for size in shape]
     output: Tensor = torch.ops.focus_lab.deformable_attention.default(
         value, sizes, locations, weights
@@ -202,12 +209,12 @@ def compiled_projected_deformable_attention(
     logits the same, or both of 16 bits: locations and weights are made from them in float32.
 
     Raises:
-        CompiledOpError: when the library cannot be used.
+        CompiledOpError: when the library cannot be used, or has no kernels for the device.
         RuntimeError: when shapes, dtypes or devices do not fit.
         NotImplementedError: forward-mode derivatives, or those of torch.func, are asked for.
     """
     _ensure_loaded()
-    _refuse_transforms(value, reference_points, offsets, logits)
+    _refuse_what_is_missing(value, reference_points, offsets, logits)
     sizes = [size for shape in spatial_shapes for size in shape]
     output: Tensor = torch.ops.focus_lab.projected_deformable_attention.default(
         value, sizes, reference_points, offsets, logits

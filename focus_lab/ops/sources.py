@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_SUFFIXES = frozenset({".h", ".cpp", ".cu", ".cuh", ".inl"})
+_SUFFIXES = frozenset({".h", ".cpp", ".cu", ".cuh", ".inl", ".py"})
 
 
 def source_hash(csrc: Path) -> str:
-    """Fingerprint of names and contents of all C++ and CUDA sources below `csrc`, 16 hex digits.
+    """Fingerprint of names and contents of all sources and the build script, 16 hex digits.
 
     A library carries the fingerprint of what it was built from, so that one that is out of date is
     found out. Line ends count as they are: a checkout with others builds anew.

@@ -54,17 +54,32 @@ def test_a_package_that_does_not_import_is_found(
     assert findings["ray"].remedy == "install it again: pip install --force-reinstall ray"
 
 
+@pytest.mark.parametrize("operator", ["deformable_attention", "projected_deformable_attention"])
+@pytest.mark.parametrize("wrong", ["output", "gradient"])
 def test_wrong_numbers_of_the_operation_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wrong: str, operator: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import focus_lab.ops
 
-    def wrong(value: Any, *_: Any, implementation: str = "reference") -> Any:
-        return value * 0 + (0.9 if implementation == "compiled" else 1.0)
+    def broken(value: Any, shapes: Any, *inputs: Any, implementation: str) -> Any:
+        output = right(value, shapes, *inputs, "reference")
+        if implementation == "reference":
+            return output
+        # The last input's gradient alone, or the output with all gradients.
+        return output + inputs[-1].sum() - inputs[-1].sum().detach() * (wrong == "gradient")
 
     good = focus_lab.ops.LibraryState("ok", tmp_path, build={"torch": "2.11", "cuda": "none"})
     monkeypatch.setattr(focus_lab.ops, "library_state", lambda: good)
-    monkeypatch.setattr(focus_lab.ops, "deformable_attention", wrong)
+    right = getattr(focus_lab.ops, operator)
+    for name in ("deformable_attention", "projected_deformable_attention"):
+        plain = getattr(focus_lab.ops, name)
+        monkeypatch.setattr(
+            focus_lab.ops,
+            name,
+            lambda *inputs, implementation, plain=plain: plain(*inputs, "reference"),
+        )
+    assert next(doctor._op(tmp_path)).ok
+    monkeypatch.setattr(focus_lab.ops, operator, broken)
     finding = next(doctor._op(tmp_path))
     assert not finding.ok
     assert "wrong numbers" in finding.state

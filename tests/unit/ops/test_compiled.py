@@ -1,5 +1,6 @@
 """The compiled deformable attention on a CPU, held to the plain one in float64."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from focus_lab.ops import CompiledOpError, deformable_attention, library_state, load
+from focus_lab.ops import CompiledOpError, compiled, deformable_attention, library_state, load
 
 STATE = library_state()
 needs_library = pytest.mark.skipif(not STATE.ok, reason=f"compiled operators: {STATE.reason}")
@@ -649,3 +650,14 @@ def test_a_process_loads_one_library(tmp_path):
     shutil.copy(loaded.path, copy)
     with pytest.raises(CompiledOpError, match="this process has loaded"):
         load(copy)
+
+
+@needs_library
+def test_a_tensor_on_a_gpu_and_a_library_without_cuda_are_a_sentence(monkeypatch):
+    class OnGpu:
+        is_cuda, device = True, torch.device("cuda:0")
+
+    cpu_only = dataclasses.replace(load(), build={**load().build, "cuda": "none"})
+    monkeypatch.setattr(compiled._PROCESS, "loaded", cpu_only)
+    with pytest.raises(CompiledOpError, match=r"without CUDA kernels, got a tensor on cuda:0"):
+        compiled.compiled_deformable_attention(OnGpu(), ((1, 1),), None, None)
