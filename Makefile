@@ -10,7 +10,7 @@ CSRC := $(shell find csrc -type f -not -name '*.pyc')
 SIDE_BY_SIDE := --numprocesses 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install op demo test test-fast test-cluster chaos lint format reference
+.PHONY: help install op demo test test-fast test-cluster chaos gpu lint format reference
 
 help:
 	@echo "make demo       install, then run experiments/keep_ratio.yaml to its report (about 7 minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make test-fast  the tests that start neither Ray nor MLflow (about 3 minutes)"
 	@echo "make test-cluster  several machines, and the compose file's services (about 6 minutes, root)"
 	@echo "make chaos      30 sweeps in which anything is killed at any moment (about 50 minutes)"
+	@echo "make gpu        on a machine with a GPU: its tests, measurements and experiments [DATA=FOLDER of Aquarium]"
 	@echo "make op         build the compiled operators anew"
 	@echo "make lint       ruff, mypy, import contract, spelling"
 	@echo "make format     ruff's formatter and safe fixes"
@@ -60,6 +61,16 @@ test-cluster: install
 # 30 sweeps in which anything is killed at any moment; about 50 minutes.
 chaos: install
 	FOCUS_LAB_CHAOS_RUNS=30 $(BIN)/python -m pytest tests/e2e/test_chaos.py
+
+# All that needs a GPU; what it measures is in runs/gpu. DATA names the Aquarium data set in COCO format.
+gpu: install
+	mkdir -p runs/gpu
+	FOCUS_LAB_CUDA=on $(BIN)/python csrc/build.py
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/focus-lab bench ops --device cuda --json > runs/gpu/ops.json
+	$(BIN)/focus-lab bench train experiments/shapes_r50.yaml --set training.precision=bf16 --json > runs/gpu/train.json
+	$(BIN)/focus-lab sweep experiments/keep_ratio_large.yaml
+	$(if $(DATA),$(BIN)/focus-lab sweep experiments/aquarium_keep_ratio.yaml --set data.root=$(DATA))
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)

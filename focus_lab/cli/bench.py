@@ -101,9 +101,11 @@ def bench_train(
         ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
         table.add_row(row["direction"], *pairs[0], *pairs[1], ratio)
     out.print(table)
-    paces, idle = result["images_per_second"], result["idle_share"]
-    for name in paces:
-        out.print(f"{name}: {paces[name]:.3g} images/s, idle {100 * idle[name]:.1f} %")
+    for name, pace in result["images_per_second"].items():
+        said = [f"{pace:.3g} images/s", f"idle {100 * result['idle_share'][name]:.1f} %"]
+        if (peak := result["peak_memory_mib"][name]) is not None:
+            said.append(f"at most {peak:.0f} MiB")
+        out.print(f"{name}: {', '.join(said)}")
     out.print(
         f"{whole['case']}, {whole['dtype']}, {result['device']}, {result['threads']} threads, "
         f"{result['loader_workers']['ours']} loader workers"

@@ -51,8 +51,9 @@ def bench_train(
 
     Returns:
         The content of `bench train --json`: rows of medians for the whole step and for each of
-        `PHASES`, whose `ratio` is None where a part takes no time; `images_per_second` and
-        `idle_share` of both settings.
+        `PHASES`, whose `ratio` is None where a part takes no time; `images_per_second`,
+        `idle_share` and `peak_memory_mib` of both settings; the last is that of a GPU, None on a
+        CPU, whose memory both share.
 
     Raises:
         UserError: an argument is below 1, or the data cannot be used.
@@ -83,6 +84,7 @@ def bench_train(
         "loader_workers": {name: one.loader_workers for name, one in contenders.items()},
         "images_per_second": {name: one.images_per_second for name, one in contenders.items()},
         "idle_share": {name: one.idle_share for name, one in contenders.items()},
+        "peak_memory_mib": {name: one.peak_memory_mib for name, one in contenders.items()},
         "rows": [
             {
                 "case": f"batch {spec.training.batch_size}, {height} x {width}",
@@ -144,6 +146,8 @@ class _Contender:
         self._laps.follow(self.loop)
         self._seconds: list[float] = []
         self._idle: list[float] = []
+        self.peak_memory_mib: float | None = None
+        """Most that was allocated on the GPU at a time, without what the other setting keeps."""
 
     @property
     def steps(self) -> list[dict[str, float]]:
@@ -171,8 +175,13 @@ class _Contender:
         Loader processes fill their queue while the other setting has its turn: these batches are
         used up before anything counts.
         """
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            others = torch.cuda.memory_allocated(self._device) - self._kept_bytes()
         self._train(2 + _PREFETCHED * self.loader_workers)
         if self._device.type == "cuda":
+            peak = (torch.cuda.max_memory_allocated(self._device) - others) / 2**20
+            self.peak_memory_mib = max(peak, self.peak_memory_mib or 0.0)
             # The stopwatch waits for the device, and so undoes the overlap of its work with
             # Python's: pace and idle share come from steps without it.
             self._seconds.append(self._train(steps) / steps)
@@ -187,6 +196,15 @@ class _Contender:
         if self._device.type != "cuda":
             self._seconds.append(seconds / steps)
             self._idle.append(sum(step["data"] for step in self.steps[before:]) / seconds)
+
+    def _kept_bytes(self) -> int:
+        """Of the model, its gradients and the optimizer's state, which stay between steps."""
+        model = self.loop.model
+        kept = [*model.parameters(), *model.buffers()]
+        kept += [p.grad for p in model.parameters() if p.grad is not None]
+        for state in self.loop.optimizer.state.values():
+            kept += [value for value in state.values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.nbytes for tensor in kept if tensor.device.type == self._device.type)
 
     def _train(self, steps: int) -> float:
         """Seconds that it took."""

@@ -9,6 +9,7 @@ from focus_lab.model.criterion import Criterion, build_criterion
 from focus_lab.model.focus_detr import FocusDETR, build_model
 from focus_lab.model.output import Target
 from focus_lab.specs.experiment import TrialSpec
+from focus_lab.training.bench import bench_train
 from focus_lab.training.fit import fit
 from focus_lab.training.reporter import MemoryReporter
 
@@ -95,3 +96,11 @@ def test_a_trial_trains_in_bfloat16(tiny_trial: Callable[..., TrialSpec], tmp_pa
     spec = tiny_trial(training={"precision": "bf16"}, compute={"device": "cuda"})
     result = fit(spec, MemoryReporter(), tmp_path)
     assert len(result.history) == spec.training.epochs
+
+
+def test_the_bench_of_training_says_what_memory_each_setting_takes(
+    tiny_trial: Callable[..., TrialSpec],
+) -> None:
+    result = bench_train(tiny_trial(compute={"device": "cuda"}), steps=2, rounds=2)
+    assert all(0 < peak < 1000 for peak in result["peak_memory_mib"].values())
+    assert 0 <= result["idle_share"]["ours"] <= 1

@@ -86,3 +86,18 @@ def test_at_full_size_few_tokens_are_fewer_and_many_are_more_than_the_release_ha
     plan = full_size("dual_attention", tmp_path)
     taking_part = {cell.name: cell.spec.model.dual_attention.num_tokens for cell in plan.cells}
     assert taking_part["few-tokens"] < taking_part["baseline"] < taking_part["many-tokens"]
+
+
+def test_the_step_that_is_measured_without_a_data_set_is_the_releases() -> None:
+    measured = load_experiment(EXPERIMENTS / "shapes_r50.yaml")[0].base
+    released = load_experiment(EXPERIMENTS / "r50_paper.yaml", ["data.root=somewhere"])[0].base
+    assert measured.model == released.model
+    assert measured.training.optimizer == released.training.optimizer
+
+
+def test_the_demo_in_large_keeps_the_released_cascade_and_asks_for_a_gpu() -> None:
+    spec, plan = load_experiment(EXPERIMENTS / "keep_ratio_large.yaml")
+    released = load_experiment(EXPERIMENTS / "r50_paper.yaml", ["data.root=somewhere"])[0].base
+    assert spec.base.model.token_selection.cascade == released.model.token_selection.cascade
+    assert spec.base.compute.device == "cuda"
+    assert len(plan.trials) == 12

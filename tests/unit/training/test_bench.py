@@ -95,6 +95,7 @@ def test_a_bench_has_a_row_for_every_phase_of_both_settings(
     assert result["operators"]["plain PyTorch"] == "reference"
     assert 0 <= result["idle_share"]["ours"] <= 1
     assert result["images_per_second"]["ours"] > 0
+    assert set(result["peak_memory_mib"].values()) == {None}  # a CPU's is that of both
     assert len(told) == 4
     # Both settings train the same model on the same batches.
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)
