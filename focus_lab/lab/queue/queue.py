@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, UserError
 from focus_lab.lab.database import Database, utc
-from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
 from focus_lab.lab.queue.entry import (
     Entry,
@@ -314,16 +313,6 @@ class Queue:
         query = sa.select(*QueueRow.__table__.columns).where(QueueRow.state == QueueState.QUEUED)
         with self._database.reading() as session:
             return [entry_of(row) for row in session.execute(query)]
-
-    def could_start(self, free: Resources) -> bool:
-        """Whether anybody waits for no more than this: whether deciding is worth its while."""
-        query = sa.select(QueueRow.experiment_id).where(
-            QueueRow.state == QueueState.QUEUED,
-            QueueRow.gang_cpus <= free.cpus + 1e-6,
-            QueueRow.gang_gpus <= free.gpus + 1e-6,
-        )
-        with self._database.reading() as session:
-            return session.execute(query.limit(1)).first() is not None
 
     def counts(self) -> dict[str, int]:
         """State -> number of experiments."""
