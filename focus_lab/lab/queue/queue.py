@@ -6,7 +6,7 @@ only a leading dispatcher may do is fenced as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -306,6 +306,13 @@ class Queue:
             found = [entry_of(row) for row in session.scalars(query.limit(limit + 1))]
         more = len(found) > limit
         return Page(tuple(found[:limit]), page_cursor(found[limit - 1]) if more else None)
+
+    def entries(self, ids: Collection[str]) -> dict[str, Entry]:
+        """Experiments by id; without those that there are not."""
+        query = sa.select(QueueRow).where(QueueRow.experiment_id.in_(ids))
+        with self._database.reading() as session:
+            found = [entry_of(row) for row in session.scalars(query)]
+        return {entry.id: entry for entry in found}
 
     def waiting(self) -> list[Entry]:
         """All that wait for their turn."""
