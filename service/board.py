@@ -28,7 +28,7 @@ class Board:
     """Positions and reasons, by the same rule that the dispatcher goes by.
 
     Args:
-        look: looks through the queue; gives everybody's place.
+        look: looks through the queue; gives everybody's place, in their order.
     """
 
     def __init__(self, look: Callable[[], Mapping[str, Place]]) -> None:
@@ -44,7 +44,7 @@ class Board:
         return self.places().get(entry.id)
 
     def places(self) -> Mapping[str, Place]:
-        """Everybody's place, about a second old, in a queue of ten thousand some seconds."""
+        """Everybody's place, in their order; about a second old, in a long queue some seconds."""
         late = time.monotonic() - self._next
         if late > 0 and self._looking.acquire(blocking=not self._next):
             if self._took <= _QUICK_S or late > _OLD_S:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO
+from typing import IO, Any
 
 from focus_lab.errors import StoreError, StoreUnreachableError
 from focus_lab.lab.database import Database
@@ -94,20 +94,37 @@ class Lookout:
 
 
 class _Places(Mapping[str, Place]):
-    """Makes a place when it is asked for: few of ten thousand are."""
+    """In the queue's order. Makes a place when it is asked for: few of ten thousand are.
 
-    def __init__(self, told: dict[str, tuple[int, str, str]]) -> None:
-        self._told = told
+    Args:
+        told: experiments in order, for each the number of its sentence, and the sentences.
+    """
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self._sentences: list[tuple[str, str]] = told["sentences"]
+        numbers = enumerate(zip(told["order"], told["said"], strict=True), 1)
+        self._places = {name: (position, said) for position, (name, said) in numbers}
 
     def __getitem__(self, name: str) -> Place:
-        position, reason, text = self._told[name]
+        position, said = self._places[name]
+        reason, text = self._sentences[said]
         return Place(position, Reason(reason), text)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._told)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._places)
+
+
+def _told(places: Mapping[str, Place]) -> dict[str, Any]:
+    """Places as they are sent: thousands wait for the same reason, which is said once."""
+    numbers: dict[tuple[str, str], int] = {}
+    said = [
+        numbers.setdefault((place.reason.value, place.text), len(numbers))
+        for place in places.values()
+    ]
+    return {"order": list(places), "said": said, "sentences": list(numbers)}
 
 
 def answer_all(questions: IO[str], answers: IO[str]) -> None:
@@ -115,7 +132,7 @@ def answer_all(questions: IO[str], answers: IO[str]) -> None:
 
     Args:
         questions: the first line says where the store is, any other one asks.
-        answers: takes a JSON object a line: places by experiment, or an error.
+        answers: takes a JSON object a line: everybody's place, or an error.
     """
     first = json.loads(questions.readline())
     database = Database(first["store"], migrate=False)
@@ -123,11 +140,7 @@ def answer_all(questions: IO[str], answers: IO[str]) -> None:
     attempts = Attempts(database, queue.policy)
     for _ in questions:
         try:
-            places = look_through(queue, attempts)
-            content: object = {
-                name: (place.position, place.reason.value, place.text)
-                for name, place in places.items()
-            }
+            content: object = _told(look_through(queue, attempts))
         except StoreError as error:
             content = {"error": str(error)}
         print(json.dumps(content), file=answers, flush=True)

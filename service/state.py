@@ -19,7 +19,9 @@ from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.tokens import Tokens
 from focus_lab.lab.tracking import Tracker
 from service.board import Board, look_through
+from service.curves import CurveReader
 from service.door import Door
+from service.driver_logs import DriverLogs
 from service.feed import Feed
 from service.intake import Intake
 from service.readiness import Readiness
@@ -55,11 +57,13 @@ class State:
         self.events.adopt()
         self.tokens = Tokens(database)
         self.door = Door(self.tokens)
-        self.readiness = Readiness(database)
+        self.readiness = Readiness(database, tracking_uri=self.settings.tracking_uri)
         self.board = Board(self.look or (lambda: look_through(self.queue, self.attempts)))
         self.feed = Feed(self.events)
         self.intake = Intake(self.queue)
         self.costs = Costs()
+        self.curves = CurveReader(lambda: self.tracker)
+        self.driver_logs = DriverLogs(self.jobs)
         self.log_threads = CapacityLimiter(_LOG_THREADS)
         most = self.settings.max_streams
         of_user = self.settings.max_streams_per_user if self.settings.auth else most

@@ -147,13 +147,14 @@ def bench_service(
     per_s: Annotated[float, typer.Option(help="Submissions a second.")] = 100.0,
     listeners: Annotated[int, typer.Option(help="Open event streams.")] = 300,
     seconds: Annotated[float, typer.Option(help="How long each load lasts.")] = 20.0,
+    mixed: Annotated[float, typer.Option(help="How long all of them together; seconds.")] = 60.0,
     as_json: Json = False,
 ) -> None:
     """The service on loopback, with an empty store: submits, lists, details, cancels, streams."""
     from service.bench import Load
     from service.bench import bench_service as bench
 
-    load = Load(queued, per_s, listeners, seconds)
+    load = Load(queued, per_s, listeners, seconds, mixed)
     result = bench(store, load, lambda text: talk.print(text))
     if as_json:
         print_json(result)
@@ -168,6 +169,9 @@ def bench_service(
         f"{events['complete_and_in_order']} of {events['listeners']} listeners saw all "
         f"{events['events']} events in order, p99 {events['p99_ms']:.0f} ms after the commit"
     )
+    together = result["mixed"]
     out.print(
-        "memory of the server: " + ", ".join(f"{mb:.0f}" for mb in result["memory_mb"]) + " MB"
+        f"memory of the server in {together['seconds']:g} s of all together: "
+        f"{together['first_mb']:.0f} MB at first, {together['last_mb']:.0f} MB in the end, "
+        f"{together['mb_per_min']:+.1f} MB a minute in the second half"
     )

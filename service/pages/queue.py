@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
@@ -11,7 +12,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import Response
 
 from focus_lab.client import models
-from focus_lab.lab.queue.changes import NoEntryError
 from focus_lab.lab.queue.entry import Entry, Filters
 from focus_lab.lab.queue.states import ADMITTED, TERMINAL, Action, QueueState
 from focus_lab.lab.states import TrialState
@@ -139,16 +139,10 @@ def _everything(state: State, principal: Principal) -> list[Group]:
 def _waiting(state: State) -> tuple[list[Entry], bool]:
     """The front of the queue in its order; then those that nobody has looked at yet."""
     places = state.board.places()
-    front = sorted(places, key=lambda entry_id: places[entry_id].position)[:_PAGE]
+    front = list(itertools.islice(places, _PAGE))
+    now = state.queue.entries(front)
     page = state.queue.page(Filters((QueueState.QUEUED,)), _PAGE)
-    found = []
-    for entry_id in front:
-        try:
-            entry = state.queue.entry(entry_id)
-        except NoEntryError:
-            continue
-        if entry.state is QueueState.QUEUED:
-            found.append(entry)
+    found = [now[one] for one in front if one in now and now[one].state is QueueState.QUEUED]
     found += [entry for entry in reversed(page.entries) if entry.id not in places]
     return found[:_PAGE], len(places) > _PAGE or page.next_cursor is not None
 

@@ -17,16 +17,15 @@ from fastapi.responses import FileResponse, PlainTextResponse, Response, Streami
 
 from focus_lab.client import models
 from focus_lab.lab.driver import trial_folder
-from focus_lab.lab.log_lines import readable
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.jobs import JobsUnreachableError
 from focus_lab.lab.queue.states import QueueState
-from focus_lab.lab.store import Experiment
-from focus_lab.lab.tracking import MissingRunError
+from focus_lab.lab.store import Experiment, Trial
 from focus_lab.lab.trial_log import LOGS
 from service import views
 from service.accept import preferred
 from service.auth import Reader, StillValid
+from service.driver_logs import FRESH_S
 from service.guard import REPORT_CSP
 from service.problems import ProblemError, declared
 from service.routes.experiments import Id
@@ -73,26 +72,22 @@ def trials(experiment: Id, state: Lab, _: Reader) -> models.TrialList:
     )
 
 
-@router.get("/experiments/{experiment}/curves")
-def curves(
+@router.get("/experiments/{experiment}/curves", response_model=models.CurveList)
+async def curves(
     experiment: Id,
     state: Lab,
     _: Reader,
     metric: Annotated[
         list[str] | None, Query(max_length=100, description="Only these, for example coco/AP.")
     ] = None,
-) -> models.CurveList:
+) -> Response:
     """Metrics over epochs, as MLflow has them now."""
-    stored = _stored(state, state.queue.entry(experiment))
-    found = {}
-    for trial in state.queue.store.trials(stored.id):
-        if trial.tracking_run_id is None:
-            continue
-        try:
-            found[trial.id] = state.tracker.curves(trial.tracking_run_id, metric)
-        except MissingRunError:
-            continue
-    return models.CurveList(items=found)
+
+    def trials() -> list[Trial]:
+        return state.queue.store.trials(_stored(state, state.queue.entry(experiment)).id)
+
+    found = await state.curves.read(await to_thread.run_sync(trials), metric)
+    return Response(found, media_type="application/json")
 
 
 @router.get(
@@ -295,11 +290,11 @@ def _tail(file: FilePath) -> str:
         return opened.read().decode("utf-8", "replace")
 
 
-def _driver_log(state: State, entry: Entry, first: int = 1) -> list[str]:
+def _driver_log(state: State, entry: Entry, first: int = 1, fresh_s: float = 0.0) -> list[str]:
     # Of attempts before the newest only the end matters: why they ended.
     parts = []
     for number in range(max(first, entry.attempt - 4), entry.attempt + 1):
-        text = readable(state.jobs.logs(f"{entry.id}-{number}"))
+        text = state.driver_logs.text(f"{entry.id}-{number}", fresh_s)
         parts.append(f"--- attempt {number}\n{text}")
     return parts
 
@@ -329,16 +324,20 @@ async def _followed(text: AsyncIterator[str], is_valid: StillValid) -> AsyncIter
 
 async def _follow_driver(state: State, entry: Entry) -> AsyncIterator[str]:
     # Attempts before the newest say no more: it alone is read again, while it has not ended.
-    newest, ended, sent = 1, -1, ""
+    newest, ended, sent = 1, -1, 0
     while True:
         entry = await _read(state, state.queue.entry, entry.id)
         new = ""
         if entry.attempt > ended:
+            # The last words must not be missed.
+            fresh_s = FRESH_S if entry.state.is_admitted else 0.0
             with contextlib.suppress(JobsUnreachableError):
-                parts = await _read(state, _driver_log, state, entry, newest)
+                parts = await _read(state, _driver_log, state, entry, newest, fresh_s)
                 text = "\n".join(parts)
-                new = text[len(sent) :] if sent and text.startswith(sent) else text[-_TAIL:]
-                newest, sent = max(1, entry.attempt), parts[-1] if parts else ""
+                # Of a log that only grows its length says what was sent. A cluster that was
+                # started anew has a shorter one.
+                new = text[sent:] if 0 < sent <= len(text) else text[-_TAIL:]
+                newest, sent = max(1, entry.attempt), len(parts[-1]) if parts else 0
                 if not entry.state.is_admitted:
                     ended = entry.attempt
         # Also where nothing is new, so that the token is looked at.

@@ -237,6 +237,7 @@ class TestFollowed:
 
         self.asked: list[str] = []
         monkeypatch.setattr(jobs, "logs", logs)
+        monkeypatch.setattr(contents, "FRESH_S", 0.0)
         sleep = asyncio.sleep
         monkeypatch.setattr(contents.asyncio, "sleep", lambda _: sleep(0))
         return said
@@ -262,6 +263,10 @@ class TestFollowed:
             assert (len(first), first[-6:]) == (contents._TAIL, "begun\n")
             said["1"] += "lost\n"
             assert await anext(stream) == "lost\n"
+            before, said["1"] = said["1"], "of a cluster that was started anew\n"
+            assert await anext(stream) == f"--- attempt 1\n{said['1']}"
+            said["1"] = before
+            await anext(stream)
             [job] = jobs.jobs.values()
             job.status = JobStatus.ENDED
             drain(state.queue.store.database, "ann", on=True)

@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from focus_lab.lab.database import Database
 from focus_lab.lab.tokens import Scope, Tokens
 from focus_lab.specs.experiment import ExperimentSpec
-from service.bench import resident_mb, serving
+from service.bench_server import resident_mb, serving
 
 pytestmark = pytest.mark.slow
 

@@ -43,7 +43,7 @@ def test_it_sees_what_is_seen_without_it_and_starts_again_when_it_has_died(
 ) -> None:
     there = look_through(queue, Attempts(queue.store.database, queue.policy))
     with contextlib.closing(Lookout(url, lambda: queue.policy)) as look:
-        assert dict(look()) == there
+        assert list(look().items()) == list(there.items())
         assert [place.position for place in there.values()] == [1, 2]
         process = look._process
         assert process is not None
@@ -53,6 +53,18 @@ def test_it_sees_what_is_seen_without_it_and_starts_again_when_it_has_died(
         again = look._process
     assert again is not None
     assert again.poll() == 0
+
+
+def test_a_sentence_is_sent_once_however_many_wait_for_the_same(queue: Queue, url: str) -> None:
+    first = json.dumps({"store": url, "policy": Policy().model_dump(mode="json")})
+    answers = io.StringIO()
+    answer_all(io.StringIO(f"{first}\nlook\n"), answers)
+    told = json.loads(answers.getvalue())
+    ids = [queue.entry(name).id for name in ("one", "two")]
+    assert (told["order"], told["said"]) == (ids, [0, 0])
+    [(reason, text)] = told["sentences"]
+    assert reason == "no-cluster"
+    assert "no dispatcher runs" in text
 
 
 def test_it_goes_by_the_policy_of_now(queue: Queue, url: str) -> None:

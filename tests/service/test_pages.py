@@ -148,6 +148,18 @@ def test_the_queue_shows_where_everybody_stands(client: TestClient, two: Scenery
     assert ">0/4<" in text
 
 
+def test_the_front_of_a_long_queue_is_read_at_once_and_stands_in_its_order(
+    client: TestClient, scenery: Scenery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        scenery.submit(f"many-{number:02d}", priority=number)
+    monkeypatch.setattr(scenery.state.queue, "entry", lambda name: pytest.fail(f"read {name}"))
+    text = page_of(client, "/ui/").text
+    names = re.findall(r'href="/ui/experiments/([\w-]+)"', text)
+    assert names == [f"many-{number:02d}" for number in range(59, 9, -1)]
+    assert re.findall(r'class="position">(\d+)<', text) == [str(n) for n in range(1, 51)]
+
+
 def test_filters_leave_what_was_asked_for_page_by_page(
     client: TestClient, scenery: Scenery
 ) -> None:

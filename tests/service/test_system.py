@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from starlette.testclient import TestClient
 
 from focus_lab.client import Client
 from focus_lab.client.client import RefusedError, ServiceError
+from focus_lab.client.models import Health
 from focus_lab.errors import FocusLabError, SpecError, StoreUnreachableError, UserError
 from focus_lab.lab.queue.dispatcher import Dispatcher
 from focus_lab.specs.experiment import ExperimentSpec
@@ -53,6 +58,37 @@ def test_readiness_says_what_is_missing(
     monkeypatch.setattr(state.queue.store.database, "is_current", away)
     last = client.get("/health/ready")
     assert (last.status_code, last.json()["status"]) == (503, "unready")
+
+
+def test_a_service_without_its_mlflow_is_ready_and_says_what_is_missing(state: State) -> None:
+    database = state.queue.store.database
+
+    def look(uri: str | None) -> Health:
+        return asyncio.run(Readiness(database, tracking_uri=uri).health())
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        begun = time.monotonic()
+        away = look(f"http://127.0.0.1:{port}")
+        # Whoever asks waits a second at most.
+        assert time.monotonic() - begun < 0.9
+    assert (away.status, away.checks["mlflow"].ok) == ("degraded", False)
+    assert away.checks["store"].ok
+
+    class Strict(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(401)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Strict) as server:
+        threading.Thread(target=server.handle_request).start()
+        there = look(f"http://127.0.0.1:{server.server_port}/")
+    assert there.checks["mlflow"].ok
+    # A file is not looked at.
+    assert "mlflow" not in look("sqlite:///mlflow.db").checks
+    assert "mlflow" not in look(None).checks
 
 
 def test_readiness_is_looked_at_once_a_second_however_many_ask(

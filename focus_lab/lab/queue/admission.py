@@ -2,13 +2,15 @@
 
 Order: priority, plus an hourly bonus for waiting, minus a malus for whoever has used, holds, or was
 just granted much. For whoever lacks nothing but room, and has waited long, room is kept: others
-pass only with what it does not need. Whoever is kept by a quota, or could never fit, keeps nobody.
+pass only with what it does not need. Of those who need the same it is kept for as many as the
+cluster has room for at once. Whoever is kept by a quota, or could never fit, keeps nobody.
 """
 
 from __future__ import annotations
 
 import enum
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -101,6 +103,7 @@ class Decision:
     """What to do now."""
 
     places: dict[str, Place]
+    """By position."""
     grants: tuple[Grant, ...]
 
 
@@ -151,6 +154,8 @@ def decide(
     places: dict[str, Place] = {}
     grants: list[Grant] = []
     others = _Others(waiting, capacity, quotas)
+    provided: Counter[Gang] = Counter()
+    """How often room for a gang was given or kept."""
     first: int | None = None
     """Position of the first for whom room is kept."""
     for position, turn in enumerate(line, 1):
@@ -165,8 +170,10 @@ def decide(
             )
             others.lack_room = True
             waited = (now - one.queued_at).total_seconds() / 60
-            if waited >= policy.reserve_after_minutes:
+            long = waited >= policy.reserve_after_minutes
+            if long and provided[one.gang] < capacity.empty.count(one.gang):
                 left.keep(one.gang)
+                provided[one.gang] += 1
                 first = first or position
         if verdict is not None:
             places[one.id] = Place(position, *verdict)
@@ -179,6 +186,7 @@ def decide(
         grants.append(Grant(one.id, trials, granted.total))
         room.take(granted)
         left.take(granted)
+        provided[one.gang] += trials
         shares[one.user] = shares.get(one.user, 0.0) + _part(granted.total, capacity)
         places[one.id] = Place(position, Reason.NEXT, "starts with the next round")
     return Decision(places, tuple(grants))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreUnreachableError, UserError
-from focus_lab.lab.database import Database, storable, utc
+from focus_lab.lab.database import Database, storable
 from focus_lab.lab.queue.admission import Grant, Holding, Usage
 from focus_lab.lab.queue.capacity import Gang, Resources
 from focus_lab.lab.queue.changes import TRIES, find, lock_entry, set_entry, tell
@@ -81,22 +82,25 @@ class Attempts:
         with self._database.reading() as session:
             now = self._database.now(session)
             since = now - timedelta(days=self._policy.window_days)
+            hours = _hours(self._database, since, now)
+            # Summed by the database: a busy month has some ten thousand of them.
             found = session.execute(
                 sa.select(
-                    AttemptRow.user, AttemptRow.project, AttemptRow.gpus, AttemptRow.cpus,
-                    AttemptRow.admitted_at, AttemptRow.ended_at,
-                ).where(sa.or_(AttemptRow.ended_at.is_(None), AttemptRow.ended_at > since))
-            ).all()  # fmt: skip
-        gpus: dict[str, float] = {}
-        projects: dict[str, float] = {}
-        cpus: dict[str, float] = {}
+                    AttemptRow.user,
+                    AttemptRow.project,
+                    sa.func.sum(hours * AttemptRow.gpus).label("gpus"),
+                    sa.func.sum(hours * AttemptRow.cpus).label("cpus"),
+                )
+                .where(sa.or_(AttemptRow.ended_at.is_(None), AttemptRow.ended_at > since))
+                .group_by(AttemptRow.user, AttemptRow.project)
+            ).all()
+        gpus: dict[str, float] = defaultdict(float)
+        projects: dict[str, float] = defaultdict(float)
+        cpus: dict[str, float] = defaultdict(float)
         for row in found:
-            begin, end = utc(row.admitted_at), utc(row.ended_at) or now
-            assert begin is not None
-            hours = max(0.0, (end - max(begin, since)).total_seconds() / 3600)
-            gpus[row.user] = gpus.get(row.user, 0.0) + hours * row.gpus
-            projects[row.project] = projects.get(row.project, 0.0) + hours * row.gpus
-            cpus[row.user] = cpus.get(row.user, 0.0) + hours * row.cpus
+            gpus[row.user] += row.gpus
+            projects[row.project] += row.gpus
+            cpus[row.user] += row.cpus
         return Usage(gpus, projects, cpus)
 
     # What the leading dispatcher does
@@ -270,6 +274,22 @@ class Attempts:
         """Write an event of a driver: a trial has begun, an epoch has ended."""
         with self._database.session() as session:
             write_event(session, self._database, experiment_id, kind, "driver", data)
+
+
+def _hours(database: Database, since: datetime, now: datetime) -> sa.ColumnElement[Any]:
+    """For how long an attempt has held capacity since then."""
+    kind = sa.DateTime(timezone=True)
+
+    def hours(moment: sa.ColumnElement[datetime]) -> sa.ColumnElement[Any]:
+        if database.is_postgresql:
+            return sa.cast(sa.extract("epoch", moment), sa.Float) / 3600
+        return sa.func.julianday(moment, type_=sa.Float) * 24
+
+    first, last = sa.literal(since, kind), sa.literal(now, kind)
+    begin = sa.case((AttemptRow.admitted_at > first, AttemptRow.admitted_at), else_=first)
+    span = hours(sa.func.coalesce(AttemptRow.ended_at, last)) - hours(begin)
+    # A clock may have been set back.
+    return sa.case((span > 0, span), else_=0.0)
 
 
 def _done(session: Session, experiment_id: str) -> int:

@@ -21,6 +21,7 @@ from focus_lab.lab.queue.admission import Decision, decide
 from focus_lab.lab.queue.attempts import Attempt, Attempts
 from focus_lab.lab.queue.capacity import Capacity, Resources
 from focus_lab.lab.queue.entry import Entry
+from focus_lab.lab.queue.front import could_start, front
 from focus_lab.lab.queue.jobs import Jobs, JobStatus, JobsUnreachableError
 from focus_lab.lab.queue.leadership import FencedError, Leadership, is_draining
 from focus_lab.lab.queue.policy import Policy
@@ -107,10 +108,11 @@ class Dispatcher:
             self._note(str(error))
 
     def _admit(self, capacity: Capacity, fence: int) -> None:
+        database = self._queue.store.database
         held = sum((one.granted for one in self._attempts.open()), Resources())
-        if not self._queue.could_start(capacity.total - held):
+        if not could_start(database, capacity.total - held):
             return
-        waiting = {entry.id: entry for entry in self._queue.waiting()}
+        waiting = {entry.id: entry for entry in front(database, capacity)}
         decision = decide_now(self._queue, self._attempts, capacity, list(waiting.values()))
         for grant in decision.grants:
             entry = self._attempts.admit(waiting[grant.id], grant, fence, self._name)
@@ -187,7 +189,7 @@ def capacity_of(jobs: Jobs, policy: Policy) -> Capacity:
 def decide_now(
     queue: Queue, attempts: Attempts, capacity: Capacity | None, waiting: list[Entry]
 ) -> Decision:
-    """The decision for the queue as it stands."""
+    """The decision for the queue as it stands, or for those of it who are given."""
     database = queue.store.database
     with database.reading() as session:
         now = database.now(session)

@@ -6,7 +6,7 @@ only a leading dispatcher may do is fenced as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from sqlalchemy.orm import Session
 
 from focus_lab.errors import StoreError, UserError
 from focus_lab.lab.database import Database, utc
-from focus_lab.lab.queue.capacity import Resources
 from focus_lab.lab.queue.changes import TRIES, StaleEntryError, change_entry, find, tell
 from focus_lab.lab.queue.entry import (
     Entry,
@@ -308,22 +307,19 @@ class Queue:
         more = len(found) > limit
         return Page(tuple(found[:limit]), page_cursor(found[limit - 1]) if more else None)
 
+    def entries(self, ids: Collection[str]) -> dict[str, Entry]:
+        """Experiments by id; without those that there are not."""
+        query = sa.select(QueueRow).where(QueueRow.experiment_id.in_(ids))
+        with self._database.reading() as session:
+            found = [entry_of(row) for row in session.scalars(query)]
+        return {entry.id: entry for entry in found}
+
     def waiting(self) -> list[Entry]:
         """All that wait for their turn."""
         # Columns and not objects: there may be ten thousand.
         query = sa.select(*QueueRow.__table__.columns).where(QueueRow.state == QueueState.QUEUED)
         with self._database.reading() as session:
             return [entry_of(row) for row in session.execute(query)]
-
-    def could_start(self, free: Resources) -> bool:
-        """Whether anybody waits for no more than this: whether deciding is worth its while."""
-        query = sa.select(QueueRow.experiment_id).where(
-            QueueRow.state == QueueState.QUEUED,
-            QueueRow.gang_cpus <= free.cpus + 1e-6,
-            QueueRow.gang_gpus <= free.gpus + 1e-6,
-        )
-        with self._database.reading() as session:
-            return session.execute(query.limit(1)).first() is not None
 
     def counts(self) -> dict[str, int]:
         """State -> number of experiments."""

@@ -219,6 +219,18 @@ def test_room_is_kept_of_what_is_needed_and_of_nothing_else() -> None:
     assert decision.grants == (Grant("cores", 2, Resources(4)),)
 
 
+def test_of_those_who_need_the_same_room_is_kept_for_as_many_as_there_is_room_for() -> None:
+    # Four may ever train at once: the cores of the other sixteen would be kept for nobody.
+    held = tuple(holds(1, 1, name=f"h{number}") for number in range(4))
+    long = [waits(f"{number:02d}", gpus=1, minutes=60, priority=9) for number in range(20)]
+    cores = waits("cores", cpus=2, trials=9)
+    decision = ask(*long, cores, on=cluster((16, 4)), holding=held, largest_share=1.0)
+    assert decision.grants == (Grant("cores", 4, Resources(8)),)
+    # What starts now is of those four.
+    decision = ask(*long, cores, on=cluster((16, 4)), holding=held[:3], largest_share=1.0)
+    assert decision.grants == (Grant("00", 1, Resources(1, 1)), Grant("cores", 4, Resources(8)))
+
+
 HELD = (holds(3, 1, user="bob", project="vision"),)
 SENTENCES: list[tuple[Reason, Waiting, dict[str, object], str]] = [
     (

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
 import pytest
+from any_queue import clusters, holdings, policies, queues, usages
 from asking import NOW, ask, cluster, waits
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +26,7 @@ from focus_lab.lab.queue.admission import (
     score,
 )
 from focus_lab.lab.queue.capacity import Capacity, Gang, Resources, Room
-from focus_lab.lab.queue.policy import Policy, Quota, Quotas
+from focus_lab.lab.queue.policy import Policy
 
 OF_QUOTAS = {
     Reason.USER_RUNNING,
@@ -32,75 +34,6 @@ OF_QUOTAS = {
     Reason.PROJECT_RUNNING,
     Reason.PROJECT_HOURS,
 }
-
-users, projects = st.sampled_from(["alice", "bob", "carol"]), st.sampled_from(["x", "y"])
-
-
-@st.composite
-def queues(draw: st.DrawFn) -> list[Waiting]:
-    return [
-        waits(
-            f"{number:02d}",
-            draw(st.sampled_from([0.1, 0.5, 1.0, 3.0, 8.0])),
-            draw(st.sampled_from([0.0, 0.0, 0.1, 0.3, 0.5, 0.6, 1.0, 2.0])),
-            workers=draw(st.sampled_from([1, 1, 1, 2, 4])),
-            user=draw(users),
-            project=draw(projects),
-            priority=draw(st.integers(-5, 5)),
-            minutes=draw(st.sampled_from([0, 5, 10, 60, 3000])),
-            trials=draw(st.integers(1, 20)),
-            auto=draw(st.booleans()),
-        )
-        for number in range(draw(st.integers(0, 10)))
-    ]
-
-
-nodes = st.tuples(st.sampled_from([0.0, 1.0, 2.0, 4.0, 16.0]), st.sampled_from([0.0, 1.0, 4.0]))
-clusters = st.builds(
-    lambda parts, limit: cluster(*parts, limit=limit),
-    st.lists(nodes, max_size=4),
-    st.none() | st.tuples(st.sampled_from([2.0, 20.0]), st.sampled_from([0.0, 1.5, 8.0])),
-)
-holdings = st.lists(
-    st.builds(
-        Holding,
-        st.uuids().map(str),
-        users,
-        projects,
-        st.builds(
-            Gang,
-            st.builds(
-                Resources, st.sampled_from([0.5, 1.0, 4.0]), st.sampled_from([0.0, 0.3, 1.0])
-            ),
-            st.integers(1, 3),
-        ),
-    ),
-    max_size=4,
-)
-hours = st.sampled_from([0.0, 1.0, 9.0, 10.0, 11.0])
-usages = st.builds(
-    Usage,
-    st.dictionaries(users, hours),
-    st.dictionaries(projects, hours),
-    st.dictionaries(users, hours),
-)
-quotas = st.builds(
-    Quota,
-    running=st.none() | st.integers(1, 3),
-    gpu_hours=st.none() | st.sampled_from([0.0, 10.0]),
-)
-policies = st.builds(
-    Policy,
-    quotas=st.builds(
-        Quotas,
-        default_user=quotas,
-        default_project=quotas,
-        users=st.dictionaries(users, quotas, max_size=1),
-    ),
-    largest_share=st.sampled_from([0.1, 0.5, 1.0]),
-    reserve_after_minutes=st.sampled_from([0.0, 10.0, 1e6]),
-    share_weight=st.sampled_from([0.0, 10.0]),
-)
 
 
 @dataclass
@@ -131,6 +64,7 @@ def turns(
     used = [held.gang.total for held in holding]
     gangs = [held.gang for held in holding]
     room, left = Room(capacity, gangs), Room(capacity, gangs)
+    provided: Counter[Gang] = Counter()
     busy: list[tuple[str, str]] = [(held.user, held.project) for held in holding]
     for name, place in sorted(decision.places.items(), key=lambda item: item[1].position):
         one, grant = by_id[name], granted.get(name)
@@ -148,10 +82,14 @@ def turns(
             used.append(grant.resources)
             for each in (room, left):
                 each.take(one.gang.times(grant.trials))
+            provided[one.gang] += grant.trials
             busy.append((one.user, one.project))
         waited = (NOW - one.queued_at).total_seconds() / 60
-        if place.reason in (Reason.ROOM, Reason.ORDER) and waited >= policy.reserve_after_minutes:
+        long = waited >= policy.reserve_after_minutes
+        of_room = place.reason in (Reason.ROOM, Reason.ORDER)
+        if of_room and long and provided[one.gang] < capacity.empty.count(one.gang):
             left.keep(one.gang)
+            provided[one.gang] += 1
 
 
 def fits(one: Waiting, there: Resources) -> bool:

@@ -315,6 +315,15 @@ def test_usage_is_what_was_granted_times_how_long(
     assert Attempts(store.database, Policy(window_days=6 / 24)).usage().gpu_hours == {}
 
 
+def test_an_attempt_that_ended_before_it_began_by_a_clock_set_back_used_nothing(
+    attempts: Attempts, submit: Submit, admit: Any, settle: Any, clock: Any
+) -> None:
+    admit(submit()[0], Resources(1, 1))
+    clock.advance(hours=-1)
+    settle(submit()[0])
+    assert attempts.usage().gpu_hours == {"alice": 0.0}
+
+
 def test_usage_of_a_retried_experiment_is_that_of_all_its_attempts(
     attempts: Attempts, submit: Submit, admit: Any, settle: Any, clock: Any
 ) -> None:

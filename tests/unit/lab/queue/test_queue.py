@@ -502,6 +502,8 @@ def test_pages_may_be_of_some(queue: Queue, submit: Submit, bring: Bring) -> Non
     assert names(name="\0") == names(user="\0") == names(project="\ud800") == set()
     assert queue.counts() == {"QUEUED": 2, "RUNNING": 1, "FAILED": 1}
     assert {entry.name for entry in queue.waiting()} == {"a-1", "a-2"}
+    some = [queue.entry(name) for name in ("a-1", "b%1")]
+    assert queue.entries([entry.id for entry in some] + ["none"]) == {e.id: e for e in some}
 
 
 @given(st.text() | st.binary().map(lambda raw: raw.hex()))
