@@ -83,7 +83,7 @@ def read_spec(
             "fewer values, or search: {kind: random, samples: …}"
         )
     planned = plan(spec, resolved.locate)
-    registry.check(planned)
+    registry.check(resolved.content, resolved.locate)
     return spec, planned
 
 
