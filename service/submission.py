@@ -79,8 +79,8 @@ def read_spec(
     spec = validate_as(ExperimentSpec, resolved.content, resolved.locate)
     if (wanted := num_trials(spec)) > most_trials:
         raise SpecError(
-            f"sweep: has too many trials, got {short(wanted)}; this service allows {most_trials}: take "
-            "fewer values, or search: {kind: random, samples: …}"
+            f"sweep: has too many trials, got {short(wanted)}; this service allows {most_trials}: "
+            "take fewer values, or search: {kind: random, samples: …}"
         )
     planned = plan(spec, resolved.locate)
     registry.check(resolved.content, resolved.locate)

@@ -11,7 +11,6 @@ from focus_lab.specs.base import (
     FromList,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Probability,
     Spec,
 )

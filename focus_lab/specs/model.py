@@ -16,7 +16,6 @@ from focus_lab.specs.base import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Probability,
     Ratio,
     Spec,
