@@ -148,7 +148,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operation in path.values():
             answers = operation.get("responses", {})
             # Everywhere: the guard may refuse any request.
-            for status in (400, 429):
+            for status in (400, 413, 429):
                 answers.setdefault(str(status), problems.declared(status)[status])
             if "422" in answers:
                 answers["422"] = problems.declared(422)[422]

@@ -92,6 +92,42 @@ def test_every_call_answers_what_is_declared(schema: Any, mode: GenerationMode) 
     assert seen >= ({200, 202, 404} if mode is GenerationMode.POSITIVE else {422})
 
 
+@pytest.mark.parametrize(
+    "asked", ["bytes=0-1", "bytes=0-0,2-3", "bytes=99-", "bytes=3-1", "lines=1", "nonsense"]
+)
+def test_a_part_of_a_file_is_answered_with_the_whole_of_it(
+    schema: Any, state: State, asked: str
+) -> None:
+    folder = state.queue.store.experiment("one").folder / "report"
+    folder.mkdir(parents=True)
+    (folder / "report.html").write_text("<p>page</p>")
+    for path, parts in (
+        ("/experiments/{experiment}/report", {}),
+        ("/experiments/{experiment}/artifacts/{path}", {"path": "report/report.html"}),
+    ):
+        case = schema[path]["GET"].Case(
+            path_parameters={"experiment": "one", **parts}, headers={"Range": asked}
+        )
+        answer = case.call()
+        case.validate_response(answer, checks=_CHECKS)
+        assert (answer.status_code, answer.text) == (200, "<p>page</p>")
+        assert answer.headers["accept-ranges"] == ["none"]
+
+
+def test_a_body_that_is_too_large_is_refused_as_declared_wherever_it_goes(schema: Any) -> None:
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path.startswith("/health/"):
+            continue
+        case = operation.Case(
+            path_parameters={"experiment": "one", "path": "x.txt"},
+            headers={"Content-Length": str(10**9)},
+        )
+        answer = case.call()
+        assert answer.status_code == 413, operation.label
+        case.validate_response(answer, checks=_CHECKS)
+
+
 class TestWithTokens:
     @pytest.fixture
     def given_settings(self) -> dict[str, Any]:
