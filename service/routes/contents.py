@@ -6,7 +6,6 @@ import asyncio
 import codecs
 import contextlib
 import itertools
-import mimetypes
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
@@ -60,7 +59,12 @@ _KINDS: dict[Form, str] = {
 """Form of a report -> media type; the first is for whoever takes any."""
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
-_ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
+_ENDINGS = {
+    ".html": "text/html", ".md": "text/markdown", ".json": "application/json", ".csv": "text/csv",
+    ".tex": "text/plain", ".txt": "text/plain", ".log": "text/plain", ".png": "image/png",
+    ".svg": "image/svg+xml", ".jpg": "image/jpeg",
+}  # fmt: skip
+"""Ending of a file that may be fetched -> media type."""
 _MOST_FILES = 5000
 _TAIL = 1_000_000
 """Bytes of a log that are sent at most, its end."""
@@ -164,7 +168,7 @@ def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
     stored = _stored(state, state.queue.entry(experiment))
     files = _files(stored)
     items = [
-        models.Artifact(path=path, size=size, media_type=_media_type(path))
+        models.Artifact(path=path, size=size, media_type=_ENDINGS[FilePath(path).suffix])
         for path, size in itertools.islice(files, _MOST_FILES)
     ]
     return models.ArtifactList(items=items, more=next(files, None) is not None)
@@ -176,7 +180,10 @@ def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
     responses={
         200: {
             "description": "The file",
-            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+            "content": {
+                kind: {"schema": {} if kind == "application/json" else {"type": "string"}}
+                for kind in dict.fromkeys(_ENDINGS.values())
+            },
         }
     },
 )
@@ -185,7 +192,8 @@ def artifact(experiment: Id, path: str, state: Lab, _: Reader) -> Response:
     stored = _stored(state, state.queue.entry(experiment))
     try:
         file = _file(stored, path)
-        return WholeFile(file, _media_type(path), {"Content-Security-Policy": REPORT_CSP})
+        headers = {"Content-Security-Policy": REPORT_CSP}
+        return WholeFile(file, _ENDINGS[file.suffix], headers)
     except FileNotFoundError:
         raise ProblemError(
             404, "no-such-file",
@@ -284,12 +292,6 @@ def _file(stored: Experiment, path: str) -> FilePath:
     if not found:
         raise FileNotFoundError(path)
     return file
-
-
-def _media_type(path: str) -> str:
-    if path.endswith((".log", ".tex")):
-        return "text/plain"
-    return mimetypes.guess_type(path)[0] or "application/octet-stream"
 
 
 def _logs(state: State, stored: Experiment) -> Iterator[tuple[str, int, FilePath, int]]:
