@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from service.door import Door
 from service.guard import Bucket
+from service.state import State
 
 
 @pytest.fixture
@@ -82,14 +84,11 @@ class TestWithALowRate:
     def given_settings(self) -> dict[str, Any]:
         return {"rate_per_s": 0.001, "burst": 3}
 
-    def test_too_many_requests_are_told_to_wait(
-        self, client: TestClient, token: Callable[..., dict[str, str]]
-    ) -> None:
+    def test_too_many_requests_are_told_to_wait(self, client: TestClient) -> None:
         answers = [client.get("/whoami") for _ in range(5)]
         assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
         assert answers[-1].headers["retry-after"] == "1"
-        # Somebody else is not meant, and who watches over the service neither.
-        assert client.get("/whoami", headers=token("ann")).status_code == 200
+        # Who watches over the service is not meant.
         assert client.get("/health/live").status_code == 200
 
     def test_made_up_tokens_do_not_help(self, client: TestClient) -> None:
@@ -97,7 +96,50 @@ class TestWithALowRate:
             client.get("/whoami", headers={"Authorization": f"Bearer {n}"}).status_code
             for n in range(40)
         ]
-        assert statuses.count(200) == 30
+        assert statuses.count(200) == 3
+
+
+class TestWithALowRateAndTokens:
+    @pytest.fixture
+    def given_settings(self) -> dict[str, Any]:
+        return {"auth": True, "rate_per_s": 0.001, "burst": 3}
+
+    def test_a_token_is_one_however_it_is_shown(
+        self, client: TestClient, token: Callable[..., dict[str, str]]
+    ) -> None:
+        made = token("ann")["Authorization"].removeprefix("Bearer ")
+        shown: list[list[tuple[str, str]]] = [
+            [("authorization", f"{scheme}{made}")] for scheme in ("Bearer ", "bearer ", "BEARER ")
+        ]
+        shown += [[("cookie", f"focus_lab_token={made}{more}")] for more in ("", "; a=1", "; a=2")]
+        # The first counts for whoever looks at one of them.
+        shown.append([("authorization", f"Bearer {made}"), ("authorization", "Bearer x")])
+        statuses = [client.get("/whoami", headers=headers).status_code for headers in shown]
+        # One of its address, on which it is found to be valid, and three of its own.
+        assert statuses == [200] * 4 + [429] * 3
+
+    def test_made_up_tokens_leave_the_others_of_their_address_alone(
+        self, client: TestClient, token: Callable[..., dict[str, str]]
+    ) -> None:
+        ann = token("ann")
+        assert client.get("/whoami", headers=ann).status_code == 200
+        statuses = [
+            client.get("/whoami", headers={"Authorization": f"Bearer {n}"}).status_code
+            for n in range(5)
+        ]
+        assert statuses == [401, 401, 429, 429, 429]
+        assert client.get("/whoami", headers=ann).status_code == 200
+
+    def test_a_token_that_is_revoked_is_a_stranger_again(
+        self, client: TestClient, token: Callable[..., dict[str, str]], state: State
+    ) -> None:
+        ann = token("ann")
+        assert client.get("/whoami", headers=ann).status_code == 200
+        [known] = state.tokens.list()
+        state.tokens.revoke(known.id)
+        state.door = Door(state.tokens)
+        statuses = [client.get("/whoami", headers=ann).status_code for _ in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
 
 
 def test_a_bucket_fills_with_time() -> None:
