@@ -127,7 +127,7 @@ async def _tidy(state: State) -> None:
 def _hosts(state: State) -> frozenset[str]:
     """The names that a browser may have in its address line."""
     settings = state.settings
-    names = {"localhost", "127.0.0.1", "[::1]", "testserver", settings.host.lower()}
+    names = {"localhost", "127.0.0.1", "[::1]", settings.host.lower()}
     return frozenset(names | {name.lower() for name in settings.allowed_hosts})
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from focus_lab.lab.queue.jobs import MemoryJobs
+from focus_lab.lab.queue.queue import Queue
+from focus_lab.lab.store import Store
+from focus_lab.lab.tracking import MemoryTracker
+from service.app import create_app
 from service.door import Door
 from service.guard import Bucket
+from service.settings import Settings
 from service.state import State
 
 
 @pytest.fixture
 def given_settings() -> dict[str, Any]:
-    return {"max_body": 2000, "allowed_hosts": ["lab.example"]}
+    return {"max_body": 2000, "allowed_hosts": ["lab.example", "testserver"]}
 
 
 def test_every_answer_has_safe_headers_and_its_id(client: TestClient) -> None:
@@ -62,6 +70,17 @@ def test_only_known_names_are_answered(client: TestClient) -> None:
     for host in ("evil.example", "localhost.evil.example", ""):
         answer = client.get("/whoami", headers={"host": host})
         assert (answer.status_code, answer.json()["code"]) == (400, "unknown-host")
+
+
+def test_only_the_names_of_this_machine_are_known_by_themselves(tmp_path: Path) -> None:
+    with contextlib.closing(Store(f"sqlite:///{tmp_path / 'lab.db'}")) as store:
+        settings = Settings(home=tmp_path, auth=False)
+        client = TestClient(create_app(State(settings, Queue(store), MemoryJobs(), MemoryTracker)))
+        statuses = [
+            client.get("/whoami", headers={"host": host}).status_code
+            for host in ("localhost", "testserver")
+        ]
+    assert statuses == [200, 400]
 
 
 def test_pages_of_other_sites_change_nothing(client: TestClient) -> None:
