@@ -48,7 +48,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 # Every number has a largest value: what is made from it must fit into memory, into a database's
 # columns and into a decimal number. Those that multiply have lower ones where they stand.
 _MOST = 2**31 - 1
-_LARGEST = 1e12
+_LARGEST = 1e30
 
 PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]

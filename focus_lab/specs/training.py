@@ -22,6 +22,8 @@ Images = Annotated[int, Field(gt=0, le=1_000_000)]
 """Of a batch."""
 Processes = Annotated[int, Field(gt=0, le=1024)]
 """Or threads, of one trial."""
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+"""Three years; Python waits for no longer than some hundred."""
 _LEAST_SHARE = 0.01
 """Of a core or a GPU: less is none that could be kept free for anybody."""
 
@@ -183,9 +185,9 @@ class ComputeSpec(Spec):
     halve_on_out_of_memory: bool = False
     """Whether a trial that runs out of memory goes on with half the images a micro-batch and twice
     the accumulation: the same effective batch, but norms of the batch that train see its parts."""
-    stall_timeout_s: PositiveFloat = 1800.0
+    stall_timeout_s: Seconds = 1800.0
     """Seconds without a step, by any worker, after which a trial counts as hung."""
-    placement_timeout_s: PositiveFloat = 600.0
+    placement_timeout_s: Seconds = 600.0
     """Seconds that a trial of several workers waits for room for all of them at once."""
 
     @field_validator("gpus_per_worker")
