@@ -35,6 +35,7 @@ _CHECKS = [
 ]
 _NAMES = ("one", "two", "three")
 _MOMENT_S = 0.2
+_SEEN = ("GET", 200)
 _SETTINGS = settings(
     max_examples=20,
     deadline=None,
@@ -220,7 +221,7 @@ def test_calls_in_any_order_answer_what_is_declared(
                 done = case.path.removeprefix("/experiments/{experiment}").strip("/")
                 lives[-1].get(name, []).append((f"{case.method} {done}", response.status_code))
 
-    Calls.run(settings=settings(_SETTINGS, max_examples=60, stateful_step_count=12))
+    Calls.run(settings=settings(_SETTINGS, max_examples=80, stateful_step_count=12))
     # What was queued was looked at, and then changed: else the calls would tell little.
     whole = [life for run in lives for life in run.values() if _is_whole(life)]
     # Each stands under its id and its name.
@@ -232,5 +233,7 @@ def _submits(case: Case) -> bool:
 
 
 def _is_whole(life: list[tuple[str, int]]) -> bool:
-    seen = life.index(("GET ", 200)) if ("GET ", 200) in life else len(life)
-    return any(one in life[seen:] for one in (("POST cancel", 202), ("POST pause", 202)))
+    """Whether an experiment was looked at, in whichever way, and then ended or paused."""
+    seen = next((n for n, (call, status) in enumerate(life) if (call[:3], status) == _SEEN), None)
+    changed = (("POST cancel", 202), ("POST pause", 202))
+    return seen is not None and any(one in life[seen:] for one in changed)
