@@ -127,7 +127,7 @@ async def _tidy(state: State) -> None:
 def _hosts(state: State) -> frozenset[str]:
     """The names that a browser may have in its address line."""
     settings = state.settings
-    names = {"localhost", "127.0.0.1", "[::1]", "testserver", settings.host.lower()}
+    names = {"localhost", "127.0.0.1", "[::1]", settings.host.lower()}
     return frozenset(names | {name.lower() for name in settings.allowed_hosts})
 
 
@@ -148,7 +148,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for operation in path.values():
             answers = operation.get("responses", {})
             # Everywhere: the guard may refuse any request.
-            for status in (400, 429):
+            for status in (400, 413, 429):
                 answers.setdefault(str(status), problems.declared(status)[status])
             if "422" in answers:
                 answers["422"] = problems.declared(422)[422]

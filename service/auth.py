@@ -16,11 +16,9 @@ from focus_lab.errors import StoreError
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.submission import Submitter
 from focus_lab.lab.tokens import Scope
+from service.credentials import COOKIE, note_verdict
 from service.problems import ProblemError
 from service.state import State, state_of
-
-COOKIE = "focus_lab_token"
-"""Browsers keep the token in it; scripts cannot read it, other sites' requests do not carry it."""
 
 _bearer = HTTPBearer(auto_error=False, description="A token of `focus-lab token create`.")
 _cookie = APIKeyCookie(name=COOKIE, auto_error=False, description="The same, of a browser.")
@@ -92,6 +90,7 @@ async def identify(
     token = state.door.recent(text) if text else None
     if text and token is None:
         token = await run_in_threadpool(state.door.verify, text)
+    note_verdict(request.scope, token is not None)
     if token is None:
         raise ProblemError(
             401, "no-token" if not text else "bad-token",

@@ -97,7 +97,7 @@ def _fill(queue: Queue, folder: Path, count: int) -> list[str]:
     for first in range(0, count, _TOGETHER):
         numbers = range(first, min(first + _TOGETHER, count))
         for outcome in put_all(queue, [_submission(folder, number) for number in numbers]):
-            if isinstance(outcome, FocusLabError):
+            if isinstance(outcome, Exception):
                 raise outcome
             ids.append(outcome[0].id)
     return ids

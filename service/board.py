@@ -47,7 +47,10 @@ class Board:
         """Everybody's place, in their order; about a second old, in a long queue some seconds."""
         late = time.monotonic() - self._next
         if late > 0 and self._looking.acquire(blocking=not self._next):
-            if self._took <= _QUICK_S or late > _OLD_S:
+            if time.monotonic() < self._next:
+                # Somebody has looked while this one waited for the first look.
+                self._looking.release()
+            elif self._took <= _QUICK_S or late > _OLD_S:
                 self._renew()
             else:
                 # Nobody waits for so long: until it is done there is what was before.

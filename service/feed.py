@@ -112,7 +112,7 @@ class Feed:
             if self._cursor is None:
                 # From here on new events reach the listener; what is older is read below.
                 self._cursor = newest
-            seen = after or newest
+            begin = seen = after or newest
             # The past first, page by page; what comes meanwhile waits in the listener.
             while True:
                 page = await asyncio.to_thread(
@@ -123,6 +123,10 @@ class Feed:
                     yield event
                 if len(page) < _BATCH:
                     break
+            if seen == begin:
+                # A place beyond all that there is is one of a store before it was restored, from an
+                # older copy or on another server: what comes now comes after it all the same.
+                seen = min(begin, newest)
             while not (listener.lost and listener.events.empty()):
                 event_or_end = await listener.events.get()
                 if event_or_end is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import secrets
 import time
@@ -12,6 +13,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.credentials import shown_token, verdict
 from service.problems import problem, sent, unexpected
 
 log = structlog.get_logger("focus_lab.service")
@@ -73,7 +75,8 @@ class Guard:
     Args:
         app: what it stands before.
         max_body: largest body, in bytes.
-        rate: requests a second of one address that shows no token, or of one token.
+        rate: requests a second of one token, or of one address as far as it shows no token that
+            is known to be valid.
         burst: requests at once.
         hosts: names by which the service may be reached; empty allows any.
         registry: of metrics.
@@ -90,8 +93,10 @@ class Guard:
         registry: CollectorRegistry,
     ) -> None:
         self._app, self._max_body, self._hosts = app, max_body, hosts
-        # One address may be a proxy's, or somebody who makes up tokens.
+        # One address may be a proxy's.
         self._bucket, self._by_address = Bucket(rate, burst), Bucket(10 * rate, 10 * burst)
+        # Tokens that are valid, by their marks; whoever makes up others is rated by the address.
+        self._valid: set[bytes] = set()
         self._requests = Counter(
             "focus_lab_requests", "Requests by method and status.", ["method", "status"],
             registry=registry,
@@ -120,6 +125,7 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                self._learn(scope)
                 self._requests.labels(_known(method), str(status)).inc()
                 self._seconds.labels(_known(method)).observe(time.perf_counter() - begun)
                 there = {name.lower() for name, _ in message.get("headers", [])}
@@ -159,13 +165,12 @@ class Guard:
                 f"Origin: pages of other sites may change nothing here, got {origin[:80]!r}",
                 request_id=request_id,
             )  # fmt: skip
-        secret = headers.get(b"authorization") or headers.get(b"cookie")
         client = scope.get("client")
         address = client[0] if client else "unknown"
-        # Not by its value: this is kept for a while.
-        key = str(hash(secret)) if secret else address
         if scope["path"].startswith("/health/"):
             return None
+        mark = _mark(scope)
+        key = mark.hex() if mark in self._valid else address
         if not (self._by_address.take(address) and self._bucket.take(key)):
             return problem(
                 429, "rate", "too many requests at once; try again in a second",
@@ -175,6 +180,12 @@ class Guard:
         if not length.isdigit() or int(length) > self._max_body:
             return self._too_large(request_id)
         return None
+
+    def _learn(self, scope: Scope) -> None:
+        """Remember what was found out about the token of a request that is answered now."""
+        found = verdict(scope)
+        if found is not None:
+            (self._valid.add if found else self._valid.discard)(_mark(scope))
 
     def _too_large(self, request_id: str) -> Any:
         return problem(
@@ -222,6 +233,11 @@ class Guard:
 
 class _TooLargeError(BaseException):
     """Not an Exception: whoever reads the body must not take it for its own."""
+
+
+def _mark(scope: Scope) -> bytes:
+    # Not the token itself: this is kept for a while.
+    return hashlib.sha256((shown_token(scope) or "").encode()).digest()
 
 
 def _known(method: str) -> str:

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, to_thread
 
-from focus_lab.errors import FocusLabError
 from focus_lab.lab.queue.batch import Outcome, put_all
 from focus_lab.lab.queue.entry import Entry
 from focus_lab.lab.queue.queue import Queue
@@ -71,17 +70,14 @@ class Intake:
 
     def _put_all(self, parts: list[tuple[Submission, Callable[[Entry, bool], Any]]]) -> list[Any]:
         """An answer or an error for each, whatever happens."""
-        try:
-            outcomes = put_all(self._queue, [submission for submission, _ in parts])
-        except Exception as error:
-            return [error] * len(parts)
+        outcomes = put_all(self._queue, [submission for submission, _ in parts])
         return [
             _finished(outcome, finish) for outcome, (_, finish) in zip(outcomes, parts, strict=True)
         ]
 
 
 def _finished(outcome: Outcome, finish: Callable[[Entry, bool], Any]) -> Any:
-    if isinstance(outcome, FocusLabError):
+    if isinstance(outcome, Exception):
         return outcome
     try:
         return finish(*outcome)

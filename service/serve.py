@@ -49,8 +49,8 @@ service closes its connection is lost."""
 _PREPARED = """
 import os, sys
 from focus_lab.lab.mlflow_tracker import MlflowTracker
-MlflowTracker(sys.argv[1])
-os.execv(sys.argv[2], sys.argv[2:])
+MlflowTracker(os.environ["MLFLOW_BACKEND_STORE_URI"])
+os.execv(sys.argv[1], sys.argv[1:])
 """
 
 log = structlog.get_logger("focus_lab.service")
@@ -170,13 +170,16 @@ def mlflow_pages(settings: Settings, port: int) -> Iterator[Settings]:
         return
     artifacts = artifact_root(backend, home) or (home / "mlartifacts").as_uri()
     command = [
-        sys.executable, "-c", _PREPARED, backend,
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", backend,
+        sys.executable, "-c", _PREPARED, sys.executable, "-m", "mlflow", "server",
         "--default-artifact-root", artifacts, "--serve-artifacts",
         "--artifacts-destination", artifacts, "--host", "127.0.0.1", "--port", str(port),
         "--workers", "1",
     ]  # fmt: skip
-    environment = dict(os.environ) | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment = dict(os.environ) | {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # It may have a password, and everybody on the machine sees command lines.
+        "MLFLOW_BACKEND_STORE_URI": backend,
+    }
     companion = Companion(
         "MLflow", command, environment, home / "service" / "mlflow.log",
         lambda text: log.warning("mlflow", text=text),

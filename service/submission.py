@@ -19,7 +19,7 @@ from focus_lab.lab.queue.registry import Registry
 from focus_lab.specs.base import fingerprint
 from focus_lab.specs.compose import Document, parse_untrusted, parse_untrusted_json
 from focus_lab.specs.experiment import ExperimentSpec
-from focus_lab.specs.explain import validate_as
+from focus_lab.specs.explain import short, validate_as
 from focus_lab.specs.plan import Plan, num_trials, plan, trials_in_all
 from service.problems import ProblemError
 
@@ -79,11 +79,11 @@ def read_spec(
     spec = validate_as(ExperimentSpec, resolved.content, resolved.locate)
     if (wanted := num_trials(spec)) > most_trials:
         raise SpecError(
-            f"sweep: has too many trials, got {wanted}; this service allows {most_trials}: take "
-            "fewer values, or search: {kind: random, samples: …}"
+            f"sweep: has too many trials, got {short(wanted)}; this service allows {most_trials}: "
+            "take fewer values, or search: {kind: random, samples: …}"
         )
     planned = plan(spec, resolved.locate)
-    registry.check(planned)
+    registry.check(resolved.content, resolved.locate)
     return spec, planned
 
 

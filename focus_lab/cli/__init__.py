@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from typing import Annotated, cast
 
 import typer
 
 from focus_lab.cli import bench, control, data, experiments, models, service
 from focus_lab.cli.terminal import RUNS, Json, Out, new_table, out, print_json, talk
-from focus_lab.errors import FocusLabError
+from focus_lab.errors import FocusLabError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,6 +30,35 @@ app.add_typer(service.app)
 app.add_typer(service.token_app, name="token")
 app.add_typer(data.app, name="data")
 app.add_typer(bench.app, name="bench")
+
+
+@app.callback()
+def everywhere(
+    context: typer.Context,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="The service of the command that follows; see its own --server.",
+        ),
+    ] = None,
+) -> None:
+    """What may stand before any command."""
+    if server is None or context.invoked_subcommand is None:
+        return
+    group = cast(typer.core.TyperGroup, context.command)
+    able = [
+        name
+        for name, command in group.commands.items()
+        if any(parameter.name == "server" for parameter in command.params)
+    ]
+    if context.invoked_subcommand not in able:
+        raise UserError(
+            f"--server: {context.invoked_subcommand} works on this machine alone, got {server!r}; "
+            f"leave it out, or take one of {', '.join(sorted(able))}"
+        )
+    context.obj = server
 
 
 @app.command()

@@ -96,12 +96,12 @@ def cancel(
 
 def _of_service(action: str, text: str) -> None:
     @app.command(action, help=text)
-    def command(
-        name: Name,
-        server: Annotated[
-            str, typer.Option("--server", metavar="URL", envvar="FOCUS_LAB_SERVER", help="Where.")
-        ],
-    ) -> None:
+    def command(name: Name, server: Server = None) -> None:
+        if not server:
+            raise UserError(
+                f"--server: {action} is for experiments of a service, got none; name its address, "
+                "for example http://localhost:8000"
+            )
         from focus_lab.cli import remote
 
         remote.act(server, name, action)

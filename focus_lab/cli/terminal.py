@@ -37,6 +37,16 @@ Tracking = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(help="Name of an experiment; see `focus-lab list`.")]
 
+
+def _nearest(context: typer.Context, given: str | None) -> str | None:
+    """What stands after the command counts first, then what stands before it, then what is set."""
+    source = context.get_parameter_source("server")
+    if source is not None and source.name == "COMMANDLINE":
+        return given
+    before: str | None = context.obj
+    return before or given
+
+
 Server = Annotated[
     str | None,
     typer.Option(
@@ -44,6 +54,7 @@ Server = Annotated[
         metavar="URL",
         envvar="FOCUS_LAB_SERVER",
         help="A service that does it instead; its token is read from FOCUS_LAB_TOKEN.",
+        callback=_nearest,
     ),
 ]
 

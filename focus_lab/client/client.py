@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -190,7 +191,9 @@ class Client:
     def download(self, name: str, path: str, to: Path) -> None:
         """Fetch one of its files."""
         to.parent.mkdir(parents=True, exist_ok=True)
-        to.write_bytes(self._ask("GET", f"/experiments/{_part(name)}/artifacts/{path}").content)
+        # As it is listed: a name may have what means something else in an address.
+        place = f"/experiments/{_part(name)}/artifacts/{quote(path)}"
+        to.write_bytes(self._ask("GET", place).content)
 
     def log(self, name: str, trial: str | None = None, rank: int = 0) -> str:
         """The end of its driver's log, or of a worker's of a trial."""
@@ -220,8 +223,18 @@ class Client:
         return self._act(name, "resume")
 
     def retry(self, name: str) -> models.Experiment:
-        """Queue a failed or cancelled one again."""
-        return self._act(name, "retry")
+        """Queue a failed or cancelled one again; a broken connection cannot queue it twice."""
+        while True:
+            before = self.experiment(name)
+            try:
+                # If the answer is lost, it may have run and failed again before this is repeated.
+                return self._act(name, "retry", {"If-Match": f'"{before.version}"'})
+            except RefusedError as error:
+                if error.problem.code != "changed-meanwhile":
+                    raise
+            now = self.experiment(name)
+            if now.queued_at > before.queued_at:
+                return now
 
     def set_priority(self, name: str, priority: int) -> models.Experiment:
         """Move it forward or back in the queue."""
@@ -269,9 +282,12 @@ class Client:
             self._pause(_PAUSES_S[min(tries, len(_PAUSES_S) - 1)])
             tries += 1
 
-    def _act(self, name: str, action: str) -> models.Experiment:
+    def _act(
+        self, name: str, action: str, headers: dict[str, str] | None = None
+    ) -> models.Experiment:
         # Done twice it is done once, so that it may be tried again.
-        return _read(models.Experiment, self._ask("POST", f"/experiments/{_part(name)}/{action}"))
+        path = f"/experiments/{_part(name)}/{action}"
+        return _read(models.Experiment, self._ask("POST", path, headers=headers))
 
     def _ask(self, method: str, path: str, **content: Any) -> httpx2.Response:
         """Every call may be repeated: submissions have a key, actions say a wanted state."""

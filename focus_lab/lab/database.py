@@ -34,6 +34,17 @@ _IDLE_S = 60
 
 _WRITES = "focus_lab_writes"
 
+_PATIENCE = {
+    "connect_timeout": 5,
+    "tcp_user_timeout": 15_000,
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""For libpq, in seconds, the second in milliseconds: how soon a server whose cable is pulled is
+given up. Otherwise whoever waits for its answer would do so for a quarter of an hour."""
+
 
 class NoStoreError(StoreError):
     """There is no store yet; `focus-lab sweep FILE` makes one."""
@@ -72,7 +83,11 @@ class Database:
     ) -> None:
         try:
             self._engine = sa.create_engine(
-                url, pool_pre_ping=True, pool_size=connections, json_serializer=_as_json
+                url,
+                pool_pre_ping=True,
+                pool_size=connections,
+                json_serializer=_as_json,
+                connect_args=_patience(sa.make_url(url)),
             )
             self.url = self._engine.url.render_as_string(hide_password=True)
             self.is_postgresql = self._engine.dialect.name == "postgresql"
@@ -265,6 +280,13 @@ def _rename_old_tables(connection: sa.Connection) -> None:
         }
         for old, new in renamed.items():
             connection.execute(sa.text(f"ALTER TABLE {old} RENAME TO {new}"))
+
+
+def _patience(url: sa.URL) -> dict[str, int]:
+    """What a connection is opened with, unless its URL says otherwise."""
+    if url.drivername not in ("postgresql", "postgresql+psycopg", "postgresql+psycopg2"):
+        return {}
+    return {name: value for name, value in _PATIENCE.items() if name not in url.query}
 
 
 def _configure_sqlite(connection: Any, _: object) -> None:

@@ -37,12 +37,11 @@ class Told:
 def points_of(spec: ExperimentSpec, trials: Sequence[Trial]) -> dict[int, str]:
     """Point -> cell of the stored trials that the axes still have, in the order of their plan."""
     axes, _ = trained_axes(spec)
-    size = math.prod(len(values) for values in axes.values())
-    numbers = {_key(dict(zip(axes, combination(axes, n), strict=True))): n for n in range(size)}
+    places = {path: [repr(value) for value in values] for path, values in axes.items()}
     found: dict[int, str] = {}
     # Of one seed, whose place in the plan is that of its cell.
     for trial in sorted(trials, key=lambda trial: trial.position):
-        number = numbers.get(_key(trial.overrides))
+        number = _number(trial.overrides, places)
         if trial.seed == spec.sweep.seeds[0] and number is not None:
             found.setdefault(number, trial.cell)
     return found
@@ -162,5 +161,19 @@ def _ranks(values: Sequence[object]) -> list[int] | None:
     return sorted(range(len(numbers)), key=numbers.__getitem__)
 
 
-def _key(overrides: dict[str, object]) -> str:
-    return repr(sorted(overrides.items()))
+def _number(overrides: dict[str, object], places: dict[str, list[str]]) -> int | None:
+    """The number of a point in the grid, not looked for among all: there may be very many.
+
+    Args:
+        overrides: of a trial.
+        places: axis -> its values, as Python writes them.
+    """
+    if overrides.keys() != places.keys():
+        return None
+    number = 0
+    for path, axis in places.items():
+        value = repr(overrides[path])
+        if value not in axis:
+            return None
+        number = number * len(axis) + axis.index(value)
+    return number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def serve_ui(
     artifacts = artifact_root(backend, home) or (home.resolve() / "mlartifacts").as_uri()
     command = [
         sys.executable, "-m", "mlflow", "server",
-        "--backend-store-uri", backend, "--default-artifact-root", artifacts,
+        "--default-artifact-root", artifacts,
         "--serve-artifacts", "--artifacts-destination", artifacts,
         "--host", host, "--port", str(port), "--workers", "1",
     ]  # fmt: skip
@@ -73,7 +74,11 @@ def serve_ui(
         )
     # A file and not a pipe: nobody reads while the server runs, and a full pipe would stop it.
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # lives as long as the server
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, text=True)
+    # Its URI may have a password, and everybody on the machine sees command lines.
+    environment = dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": backend}
+    server = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=log, text=True
+    )
     try:
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(f"{base}/health"):

@@ -45,10 +45,16 @@ Ratio = Annotated[float, Field(gt=0, le=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 """A probability in [0, 1]."""
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# Every number has a largest value: what is made from it must fit into memory, into a database's
+# columns and into a decimal number. Those that multiply have lower ones where they stand.
+_MOST = 2**31 - 1
+_LARGEST = 1e30
+
+PositiveInt = Annotated[int, Field(gt=0, le=_MOST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=_LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=_LARGEST)]
+AnyFloat = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
 
 
 def fingerprint(content: Any) -> str:

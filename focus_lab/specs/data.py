@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from focus_lab.specs.base import (
+    AnyFloat,
     FromList,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Probability,
     Spec,
 )
 
-Range = Annotated[tuple[PositiveInt, PositiveInt], FromList]
+Pixels = Annotated[int, Field(gt=0, le=65_536)]
+"""Of a side."""
+Range = Annotated[tuple[Pixels, Pixels], FromList]
 """(low, high), both included."""
+Shapes = Annotated[int, Field(ge=0, le=10_000)]
+"""Shapes that are drawn in one scene."""
 ImageCount = Annotated[int, Field(gt=0, le=1_000_000)]
 """Drawn images: their sizes are held in memory."""
 
@@ -24,7 +28,7 @@ ImageCount = Annotated[int, Field(gt=0, le=1_000_000)]
 class Normalisation(Spec):
     """Channel statistics of RGB values in 0..255."""
 
-    mean: Annotated[tuple[float, float, float], FromList] = (123.675, 116.28, 103.53)
+    mean: Annotated[tuple[AnyFloat, AnyFloat, AnyFloat], FromList] = (123.675, 116.28, 103.53)
     """Subtracted, R G B."""
     std: Annotated[tuple[PositiveFloat, PositiveFloat, PositiveFloat], FromList] = (
         58.395,
@@ -39,7 +43,7 @@ class Crop(Spec):
 
     probability: Probability = 0.5
     """How often the branch is taken; 0 switches it off."""
-    sizes: Annotated[tuple[PositiveInt, ...], FromList] = (400, 500, 600)
+    sizes: Annotated[tuple[Pixels, ...], FromList] = (400, 500, 600)
     """Shortest sides before the crop, in pixels."""
     crop_size: Range = (384, 600)
     """Height and width of the crop are drawn from this range, in pixels."""
@@ -50,7 +54,7 @@ class Augmentation(Spec):
 
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
-    sizes: Annotated[tuple[PositiveInt, ...], FromList] = (
+    sizes: Annotated[tuple[Pixels, ...], FromList] = (
         480,
         512,
         544,
@@ -64,7 +68,7 @@ class Augmentation(Spec):
         800,
     )
     """Shortest sides, in pixels; one is drawn an image. Empty keeps the image as it is."""
-    max_size: PositiveInt = 1333
+    max_size: Pixels = 1333
     """Longest side after resizing, in pixels."""
     crop: Crop = Crop()
     """Random crop branch."""
@@ -75,9 +79,9 @@ class Augmentation(Spec):
 class EvaluationTransform(Spec):
     """Deterministic transform of evaluation images."""
 
-    size: PositiveInt | None = 800
+    size: Pixels | None = 800
     """Shortest side, in pixels; null keeps the image as it is."""
-    max_size: PositiveInt = 1333
+    max_size: Pixels = 1333
     """Longest side, in pixels."""
 
 
@@ -104,7 +108,7 @@ class ShapesData(_DataSpec):
     """Training scenes."""
     num_val: ImageCount = 150
     """Validation scenes; drawn from other seeds than the training scenes."""
-    objects: Annotated[tuple[NonNegativeInt, PositiveInt], FromList] = (2, 14)
+    objects: Annotated[tuple[Shapes, Annotated[Shapes, Field(gt=0)]], FromList] = (2, 14)
     """Fewest and most objects a scene; 0 allows scenes without any box."""
     object_size: Range = (8, 96)
     """Limits of an object's longer side in pixels; log-uniform between, unless `foreground_share`
@@ -113,7 +117,7 @@ class ShapesData(_DataSpec):
     """Target of the mean share of pixels that lie in any box: the dial that moves the knee of an
     AP-against-keep-ratio curve; large or small sides within `object_size` are favoured to reach it.
     Null keeps sides log-uniform."""
-    distractors: Annotated[tuple[NonNegativeInt, NonNegativeInt], FromList] = (0, 6)
+    distractors: Annotated[tuple[Shapes, Shapes], FromList] = (0, 6)
     """Fewest and most distractors a scene: right colours, wrong shapes, no box."""
     contrast: Annotated[float, Field(gt=0, le=220)] = 70.0
     """Least RGB distance between an object's colours and the mean of what it covers; 220 is the

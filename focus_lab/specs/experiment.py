@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from focus_lab.specs.base import FromList, NonNegativeInt, PositiveInt, Spec, fingerprint
 from focus_lab.specs.data import DataSpec
+from focus_lab.specs.explain import short
 from focus_lab.specs.metrics import is_metric, suggestion
 from focus_lab.specs.model import ModelSpec
 from focus_lab.specs.training import ComputeSpec, ElasticTraining, TrainingSpec
@@ -168,7 +169,7 @@ class SuccessiveHalving(Spec):
     """Whether more of it is better."""
     grace_epochs: PositiveInt = 1
     """Epochs that every trial gets."""
-    reduction: Annotated[int, Field(ge=2)] = 3
+    reduction: Annotated[int, Field(ge=2, le=1_000_000)] = 3
     """One of so many goes on."""
 
     @field_validator("metric")
@@ -180,6 +181,10 @@ class SuccessiveHalving(Spec):
 
 
 EarlyStopping = Annotated[NoEarlyStopping | SuccessiveHalving, Field(discriminator="kind")]
+
+
+_MOST_POINTS = 10**12
+"""Of the axes of a search: points are drawn by their numbers, which Python can draw up to 2^63."""
 
 
 class SweepSpec(Spec):
@@ -210,11 +215,18 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _axes_have_as_many_points_as_are_drawn(self) -> SweepSpec:
+        if isinstance(self.search, GridSearch):
+            return self
         points = math.prod(map(len, self.axes.values())) if self.axes else 0
-        if not isinstance(self.search, GridSearch) and self.search.samples > points:
+        if self.search.samples > points:
             raise ValueError(
                 "search.samples: must be at most the number of combinations of sweep.axes, "
                 f"got {self.search.samples}; there are {points}"
+            )
+        if points > _MOST_POINTS:
+            raise ValueError(
+                f"axes: a search looks through at most {_MOST_POINTS} combinations, "
+                f"got {short(points)}; take fewer values"
             )
         return self
 
@@ -240,6 +252,24 @@ class ExperimentSpec(Spec):
         default={"coco/AP": "max", "cost/gflops": "min"}
     )
     """Metric -> direction; the report's Pareto front is over these."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _texts_can_be_written(cls, content: Any) -> Any:
+        # Terminals act on control characters, and PostgreSQL refuses some. In overrides, too,
+        # which become the names of cells.
+        problems = []
+        for path, text, control in _texts(content):
+            if found := control.search(text):
+                place = next((key for key in path if control.search(key)), None)
+                named = ".".join(path if place is None else path[: path.index(place)])
+                problems.append(
+                    f"{named or 'spec'}: no text may have control characters, "
+                    f"got {found[0]!r} in {short(text)}; leave it out"
+                )
+        if problems:
+            raise ValueError("\n".join(dict.fromkeys(problems)))
+        return content
 
     @model_validator(mode="after")
     def _batch_divides(self) -> ExperimentSpec:
@@ -303,3 +333,23 @@ class ExperimentSpec(Spec):
         if problems:
             raise ValueError("\n".join(problems))
         return objectives
+
+
+_IN_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_IN_NAME = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def _texts(
+    value: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, re.Pattern[str]]]:
+    """Every text and key with its path, and what it must not have; a text may have lines."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            below = (*path, str(key))
+            yield below, str(key), _IN_NAME
+            yield from _texts(inner, below)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, path)
+    elif isinstance(value, str):
+        yield path, value, _IN_TEXT

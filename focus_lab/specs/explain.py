@@ -98,7 +98,7 @@ def _sentences(
     item: Any, path: tuple[str, ...], typed: tuple[str, ...], model: type[BaseModel]
 ) -> list[tuple[tuple[str, ...], str]]:
     kind, context, value = item["type"], item.get("ctx", {}), item.get("input")
-    got = f"got {_short(value)}"
+    got = f"got {short(value)}"
     if kind == "extra_forbidden":
         known = _known_keys(model, typed[:-1])
         close = difflib.get_close_matches(path[-1], known, n=1)
@@ -116,7 +116,9 @@ def _sentences(
         return found
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return [(path, f"must be {words} {context[key]:g}, {got}")]
+        bound = context[key]
+        shown = str(bound) if isinstance(bound, int) else f"{bound:g}"
+        return [(path, f"must be {words} {shown}, {got}")]
     if kind == "literal_error":
         return [(path, f"is not an allowed value, {got}; allowed are {context['expected']}")]
     if kind == "union_tag_invalid":
@@ -140,7 +142,8 @@ def _sentences(
     return [(path, f"{message}, {got}")]
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a sentence has it, whatever it is."""
     try:
         text = repr(value)
     except ValueError:

@@ -11,17 +11,24 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from focus_lab.specs.base import (
+    AnyFloat,
     FromList,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     Probability,
     Ratio,
     Spec,
     added,
 )
 from focus_lab.specs.cascade import Cascade, layer_shares, mean_share
+
+Layers = Annotated[int, Field(gt=0, le=64)]
+"""Layers of a transformer: each has shares, heads and losses of its own."""
+Width = Annotated[int, Field(gt=0, le=65_536)]
+"""Channels; a layer's weights grow with their square."""
+Count = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Queries or tokens of an image."""
 
 
 class ResNetBackbone(Spec):
@@ -44,7 +51,7 @@ class TimmBackbone(Spec):
     """timm's model name, for example `efficientnet_lite0` or `swin_tiny_patch4_window7_224`."""
     out_indices: Annotated[tuple[NonNegativeInt, ...], FromList] = (2, 3, 4)
     """Which of timm's feature stages feed the neck, fine to coarse."""
-    frozen_stages: Annotated[int, Field(ge=0)] = 0
+    frozen_stages: NonNegativeInt = 0
     """How many of timm's leading feature stages stay as they are, the stem first; 0 nothing."""
     freeze_norm: bool = True
     """Whether batch norm keeps the statistics of the weights (usual with small batches)."""
@@ -56,7 +63,7 @@ class ResidualBackbone(Spec):
     """A small residual network with batch norm for demos and tests: a stage a stride, 2 to 32."""
 
     kind: Literal["residual"]
-    widths: Annotated[tuple[PositiveInt, ...], FromList, Field(min_length=5, max_length=5)] = (
+    widths: Annotated[tuple[Width, ...], FromList, Field(min_length=5, max_length=5)] = (
         24,
         32,
         64,
@@ -78,7 +85,7 @@ class Position(Spec):
 
     temperature: PositiveFloat = 10000.0
     """Base of the geometric series of wavelengths."""
-    offset: float = -0.5
+    offset: AnyFloat = -0.5
     """Added to the 1-based row and column numbers before they are normalised."""
 
 
@@ -158,7 +165,7 @@ class BackgroundEmbedding(Spec):
 
     enabled: bool = False
     """Off, as released: they keep what they last were."""
-    size: PositiveInt = 200
+    size: Width = 200
     """Rows and columns that are told apart; those beyond share the last one's."""
 
 
@@ -200,7 +207,7 @@ class DualAttention(Spec):
 
     enabled: bool = True
     """Off: encoder layers are plain deformable attention and the parameters are removed."""
-    num_tokens: PositiveInt = 300
+    num_tokens: Count = 300
     """How many tokens of a layer take part; clamped to the tokens that the layer has."""
     share_class_head: bool = True
     """Whether the category score comes from the two-stage class head (released), or from an own
@@ -225,7 +232,7 @@ class ForegroundTargets(Spec):
     distance to the box's centre, ranges that overlap by half. `soft` has the ranges of `side` and
     labels that fall from 1 at the centre (Salience-DETR)."""
     size_ranges: (
-        Annotated[tuple[Annotated[tuple[float, float], FromList], ...], FromList] | None
+        Annotated[tuple[Annotated[tuple[AnyFloat, AnyFloat], FromList], ...], FromList] | None
     ) = None
     """(low, high] limits in pixels of the distance, one pair a level; null doubles from
     `finest_limit` and leaves the coarsest open, which is the released
@@ -252,7 +259,7 @@ class Denoising(Spec):
 
     enabled: bool = True
     """Off: the label embedding is removed."""
-    num_queries: PositiveInt = 100
+    num_queries: Count = 100
     """Target number of positive queries a batch; groups = max(1, num_queries // max boxes)."""
     label_noise: Probability = 0.5
     """Labels flip with half of this probability."""
@@ -308,23 +315,23 @@ class ModelSpec(Spec):
     """Feature extractor."""
     num_feature_levels: Annotated[int, Field(ge=1, le=8)] = 4
     """Feature levels of the encoder: those of the backbone, then stride-2 convolutions on top."""
-    hidden_dim: PositiveInt = 256
+    hidden_dim: Width = 256
     """Width of tokens and queries."""
-    num_heads: PositiveInt = 8
+    num_heads: Annotated[int, Field(gt=0, le=1024)] = 8
     """Attention heads."""
-    num_points: PositiveInt = 4
+    num_points: Annotated[int, Field(gt=0, le=1024)] = 4
     """Sampling points a head and level in deformable attention."""
-    dim_feedforward: PositiveInt = 2048
+    dim_feedforward: Width = 2048
     """Width of the feed-forward networks."""
-    num_encoder_layers: PositiveInt = 6
+    num_encoder_layers: Layers = 6
     """Encoder layers."""
-    num_decoder_layers: PositiveInt = 6
+    num_decoder_layers: Layers = 6
     """Decoder layers."""
-    num_queries: PositiveInt = 900
+    num_queries: Count = 900
     """Object queries of the decoder; clamped to the tokens that the image has."""
-    num_detections: PositiveInt = 300
+    num_detections: Count = 300
     """Detections an image that post-processing returns."""
-    norm_groups: PositiveInt = 32
+    norm_groups: Width = 32
     """Groups of the neck's group norm."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout in attention and feed-forward networks."""

@@ -18,7 +18,7 @@ from focus_lab.specs.experiment import (
     TrialSpec,
     trial_fingerprint,
 )
-from focus_lab.specs.explain import Locate, validate_as
+from focus_lab.specs.explain import Locate, short, validate_as
 
 BASELINE = "baseline"
 ELASTIC = "elastic"
@@ -145,8 +145,8 @@ def plan(
     """
     if (wanted := num_trials(spec)) > MOST_TRIALS:
         raise SpecError(
-            f"sweep: has too many trials, got {wanted}; at most {MOST_TRIALS} are allowed: take "
-            "fewer values, or search: {kind: random, samples: …}"
+            f"sweep: has too many trials, got {short(wanted)}; at most {MOST_TRIALS} are allowed: "
+            "take fewer values, or search: {kind: random, samples: …}"
         )
     whole = spec.base.model_dump(mode="json")
     base = {name: part for name, part in whole.items() if name != "seed"}

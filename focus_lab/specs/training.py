@@ -18,6 +18,14 @@ from focus_lab.specs.base import (
 )
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Images = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Of a batch."""
+Processes = Annotated[int, Field(gt=0, le=1024)]
+"""Or threads, of one trial."""
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+"""Three years; Python waits for no longer than some hundred."""
+_LEAST_SHARE = 0.01
+"""Of a core or a GPU: less is none that could be kept free for anybody."""
 
 
 class Optimizer(Spec):
@@ -113,11 +121,11 @@ class ElasticTraining(Spec):
 class TrainingSpec(Spec):
     """The recipe; released values as defaults (12 epochs)."""
 
-    epochs: PositiveInt = 12
+    epochs: Annotated[int, Field(gt=0, le=100_000)] = 12
     """Passes over the training images."""
-    batch_size: PositiveInt = 16
+    batch_size: Images = 16
     """Images an optimizer step, over all workers: the number of workers does not change it."""
-    accumulation: PositiveInt = 1
+    accumulation: Images = 1
     """Micro-batches a step: the same effective batch with less memory."""
     optimizer: Optimizer = Optimizer()
     """Optimizer."""
@@ -135,7 +143,7 @@ class TrainingSpec(Spec):
     afresh; the trial's manifest names them."""
     evaluate_every: PositiveInt = 1
     """Epochs between evaluations; the last epoch is always evaluated."""
-    evaluation_batch_size: PositiveInt = 1
+    evaluation_batch_size: Images = 1
     """Images an evaluation batch."""
     log_every: PositiveInt = 50
     """Steps between progress reports."""
@@ -146,16 +154,16 @@ class ComputeSpec(Spec):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
-    workers: PositiveInt = 1
+    workers: Processes = 1
     """Training processes a trial, on any number of machines; each computes its part of every batch,
     so training.batch_size must be a multiple of it. Several workers cannot share a GPU."""
-    gpus_per_worker: NonNegativeFloat = 0.0
-    """GPUs a worker; fractions let small trials share one."""
-    cpus_per_worker: PositiveFloat = 1.0
-    """CPU cores a worker; decides how many trials run side by side."""
-    threads: PositiveInt = 1
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1024)] = 0.0
+    """GPUs a worker; fractions from 0.01 on let small trials share one."""
+    cpus_per_worker: Annotated[float, Field(ge=_LEAST_SHARE, le=10_000)] = 1.0
+    """CPU cores a worker, at least 0.01; decides how many trials run side by side."""
+    threads: Processes = 1
     """torch threads a worker. Two one-thread trials beat a two-thread one when models are small."""
-    loader_workers: NonNegativeInt = 0
+    loader_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     """Processes that load images for a worker; 0 loads in the worker itself."""
     evaluator: Literal["pycocotools", "faster-coco-eval"] = "pycocotools"
     """Who computes AP from the detections. pycocotools defines the numbers; the other gives the
@@ -177,7 +185,14 @@ class ComputeSpec(Spec):
     halve_on_out_of_memory: bool = False
     """Whether a trial that runs out of memory goes on with half the images a micro-batch and twice
     the accumulation: the same effective batch, but norms of the batch that train see its parts."""
-    stall_timeout_s: PositiveFloat = 1800.0
+    stall_timeout_s: Seconds = 1800.0
     """Seconds without a step, by any worker, after which a trial counts as hung."""
-    placement_timeout_s: PositiveFloat = 600.0
+    placement_timeout_s: Seconds = 600.0
     """Seconds that a trial of several workers waits for room for all of them at once."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _is_a_share(cls, gpus: float) -> float:
+        if 0 < gpus < _LEAST_SHARE:
+            raise ValueError(f"must be 0 or at least {_LEAST_SHARE}, got {gpus:g}")
+        return gpus

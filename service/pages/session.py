@@ -12,7 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 
-from service.auth import COOKIE
+from service.credentials import COOKIE
 from service.pages.site import PageRoute, Site, site_of
 from service.state import State, state_of
 

@@ -6,14 +6,14 @@ import asyncio
 import codecs
 import contextlib
 import itertools
-import mimetypes
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.responses import FileResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 
 from focus_lab.client import models
 from focus_lab.lab.driver import trial_folder
@@ -26,6 +26,7 @@ from service import views
 from service.accept import preferred
 from service.auth import Reader, StillValid
 from service.driver_logs import FRESH_S
+from service.files import WholeFile, files_below
 from service.guard import REPORT_CSP
 from service.problems import ProblemError, declared
 from service.routes.experiments import Id
@@ -57,7 +58,12 @@ _KINDS: dict[Form, str] = {
 """Form of a report -> media type; the first is for whoever takes any."""
 _SHOWN = ("report", "trials")
 """Folders of an experiment whose files may be fetched."""
-_ENDINGS = (".html", ".md", ".json", ".csv", ".tex", ".png", ".svg", ".jpg", ".txt", ".log")
+_ENDINGS = {
+    ".html": "text/html", ".md": "text/markdown", ".json": "application/json", ".csv": "text/csv",
+    ".tex": "text/plain", ".txt": "text/plain", ".log": "text/plain", ".png": "image/png",
+    ".svg": "image/svg+xml", ".jpg": "image/jpeg",
+}  # fmt: skip
+"""Ending of a file that may be fetched -> media type."""
 _MOST_FILES = 5000
 _TAIL = 1_000_000
 """Bytes of a log that are sent at most, its end."""
@@ -139,15 +145,16 @@ def report(
         form if form is not None else next(one for one, kind in _KINDS.items() if kind == liked)
     )
     file = stored.folder / "report" / REPORTS[chosen]
-    if not file.is_file():
+    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"} | negotiated
+    try:
+        return WholeFile(file, _KINDS[chosen], headers)
+    except FileNotFoundError:
         raise ProblemError(
             404, "no-report",
             f"experiment {stored.name}: has no report ({chosen}) yet; it is written some "
             "minutes after its first trial has ended, and at its end",
             negotiated,
-        )  # fmt: skip
-    headers = {"Content-Security-Policy": REPORT_CSP, "X-Frame-Options": "SAMEORIGIN"} | negotiated
-    return FileResponse(file, media_type=_KINDS[chosen], headers=headers)
+        ) from None  # fmt: skip
 
 
 @router.get("/experiments/{experiment}/artifacts")
@@ -156,8 +163,8 @@ def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
     stored = _stored(state, state.queue.entry(experiment))
     files = _files(stored)
     items = [
-        models.Artifact(path=path, size=file.stat().st_size, media_type=_media_type(file))
-        for path, file in itertools.islice(files, _MOST_FILES)
+        models.Artifact(path=path, size=size, media_type=_ENDINGS[FilePath(path).suffix])
+        for path, size in itertools.islice(files, _MOST_FILES)
     ]
     return models.ArtifactList(items=items, more=next(files, None) is not None)
 
@@ -168,21 +175,25 @@ def artifacts(experiment: Id, state: Lab, _: Reader) -> models.ArtifactList:
     responses={
         200: {
             "description": "The file",
-            "content": {"application/octet-stream": {"schema": {"type": "string"}}},
+            "content": {
+                kind: {"schema": {} if kind == "application/json" else {"type": "string"}}
+                for kind in dict.fromkeys(_ENDINGS.values())
+            },
         }
     },
 )
 def artifact(experiment: Id, path: str, state: Lab, _: Reader) -> Response:
     """One of the files."""
     stored = _stored(state, state.queue.entry(experiment))
-    file = _file(stored, path)
-    if file is None:
+    try:
+        file = _file(stored, path)
+        headers = {"Content-Security-Policy": REPORT_CSP}
+        return WholeFile(file, _ENDINGS[file.suffix], headers)
+    except FileNotFoundError:
         raise ProblemError(
             404, "no-such-file",
             f"experiment {stored.name}: has no such file, got {path[:80]!r}; see its artifacts",
-        )  # fmt: skip
-    headers = {"Content-Security-Policy": REPORT_CSP}
-    return FileResponse(file, media_type=_media_type(file), headers=headers)
+        ) from None  # fmt: skip
 
 
 @router.get("/experiments/{experiment}/logs")
@@ -190,8 +201,10 @@ def logs(experiment: Id, state: Lab, _: Reader) -> models.LogList:
     """Which logs there are."""
     stored = _stored(state, state.queue.entry(experiment))
     items = [models.LogFile(trial=None, rank=None, size=0)]
-    for trial, rank, file in _logs(state, stored):
-        items.append(models.LogFile(trial=trial, rank=rank, size=file.stat().st_size))
+    items += [
+        models.LogFile(trial=trial, rank=rank, size=size)
+        for trial, rank, _, size in _logs(state, stored)
+    ]
     return models.LogList(items=items)
 
 
@@ -230,7 +243,7 @@ async def log(
         parts = await _read(state, _driver_log, state, entry)
         return PlainTextResponse("\n".join(parts)[-_TAIL:])
     known = await _read(state, lambda: list(_logs(state, stored)))
-    file = next((f for name, number, f in known if (name, number) == (trial, rank)), None)
+    file = next((f for name, number, f, _ in known if (name, number) == (trial, rank)), None)
     if file is None:
         raise ProblemError(
             404, "no-such-log",
@@ -246,42 +259,42 @@ def _stored(state: State, entry: Entry) -> Experiment:
     return state.queue.store.experiment(entry.id)
 
 
-def _files(stored: Experiment) -> Iterator[tuple[str, FilePath]]:
+def _files(stored: Experiment) -> Iterator[tuple[str, int]]:
+    """Paths and bytes of the files that may be fetched."""
     root = stored.folder.resolve()
     for part in _SHOWN:
-        for file in sorted((root / part).rglob("*")):
-            if file.suffix not in _ENDINGS or not file.is_file() or file.is_symlink():
-                continue
-            yield file.relative_to(root).as_posix(), file
+        for file, size in files_below(root / part):
+            if file.suffix in _ENDINGS:
+                yield file.relative_to(root).as_posix(), size
 
 
-def _file(stored: Experiment, path: str) -> FilePath | None:
-    """A file by the one path that it is listed under."""
+def _file(stored: Experiment, path: str) -> FilePath:
+    """A file by the one path that it is listed under.
+
+    Raises:
+        FileNotFoundError: none is.
+    """
     root = stored.folder.resolve()
     file = root / path
     if file.suffix not in _ENDINGS or path.partition("/")[0] not in _SHOWN:
-        return None
+        raise FileNotFoundError(path)
     try:
         # Links, dots and doubled slashes on the way lead to another path than the one asked for.
         found = str(file.resolve()) == f"{root}/{path}" and file.is_file()
     except (OSError, ValueError):
         # No file can have such a name.
-        return None
-    return file if found else None
+        found = False
+    if not found:
+        raise FileNotFoundError(path)
+    return file
 
 
-def _media_type(file: FilePath) -> str:
-    if file.suffix in (".log", ".tex"):
-        return "text/plain"
-    return mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-
-
-def _logs(state: State, stored: Experiment) -> Iterator[tuple[str, int, FilePath]]:
+def _logs(state: State, stored: Experiment) -> Iterator[tuple[str, int, FilePath, int]]:
+    """Trial, rank, file and bytes of each."""
     for trial in state.queue.store.trials(stored.id):
-        for file in sorted((trial_folder(stored, trial) / LOGS).glob("rank-*.log")):
-            number = file.stem.removeprefix("rank-")
-            if number.isdigit():
-                yield trial.name, int(number), file
+        for file, size in files_below(trial_folder(stored, trial) / LOGS):
+            if match := re.fullmatch(r"rank-([0-9]+)\.log", file.name):
+                yield trial.name, int(match[1]), file, size
 
 
 def _tail(file: FilePath) -> str:

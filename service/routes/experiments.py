@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -33,6 +33,19 @@ Id = Annotated[
 ]  # fmt: skip
 
 
+def _links(place: str) -> dict[str, Any]:
+    """OpenAPI's links: what can be done with the experiment whose id is there in an answer."""
+    parts = {"show": "get", "set_priority": "patch", "trials": "trials_get"}
+    parts |= {action.value: f"{action}_post" for action in Action}
+    return {
+        name: {
+            "operationId": f"{name}_experiments__experiment__{part}",
+            "parameters": {"experiment": f"$response.body#/{place}"},
+        }
+        for name, part in parts.items()
+    }
+
+
 @router.post(
     "/experiments",
     status_code=202,
@@ -46,6 +59,7 @@ Id = Annotated[
         202: {
             "description": "Queued",
             "headers": {"Location": {"schema": {"type": "string"}}},
+            "links": _links("experiment/id"),
             "model": models.Submission | models.Plan,
         },
     },
@@ -150,7 +164,7 @@ _TAGGED = {"headers": {"ETag": {"schema": {"type": "string"}}}}
     response_model=models.ExperimentDetail,
     responses=declared(404, 422)
     | {
-        200: {"description": "The experiment", **_TAGGED},
+        200: {"description": "The experiment", "links": _links("id"), **_TAGGED},
         304: {"description": "You have it as it is", **_TAGGED},
     },
 )

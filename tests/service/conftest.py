@@ -73,9 +73,9 @@ def state(
     given_settings: dict[str, Any],
     tmp_path: Path,
 ) -> State:
-    settings = Settings(
-        home=tmp_path, **{"auth": False, "rate_per_s": 1e6, "burst": 10**6} | given_settings
-    )
+    # The name by which test clients come.
+    usual = {"auth": False, "rate_per_s": 1e6, "burst": 10**6, "allowed_hosts": ["testserver"]}
+    settings = Settings(home=tmp_path, **usual | given_settings)
     return State(settings, Queue(store, policy), jobs, MemoryTracker)
 
 

@@ -15,7 +15,7 @@ from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import TokenRow
 from focus_lab.lab.tokens import Scope
 from service import auth, door
-from service.auth import COOKIE
+from service.credentials import COOKIE
 from service.door import Door
 from service.state import State
 

@@ -444,6 +444,42 @@ def test_the_status_needs_no_tracker(
     assert re.search(r"succeeded +\d +0/\d *$", done.out, re.MULTILINE)
 
 
+def test_the_service_may_stand_before_the_command_too(
+    run: Callable[..., Done],
+    address: str,
+    scenery: scenes.Scenery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scenery.submit("tiny")
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    assert json.loads(run("--server", address, "list", "--json").out)[0]["name"] == "tiny"
+    assert run("--server", address, "pause", "tiny").out == "tiny: paused\n"
+    # The nearest counts, and any before the environment.
+    assert run("--server", nowhere, "resume", "tiny", "--server", address).code == 0
+    monkeypatch.setenv("FOCUS_LAB_SERVER", nowhere)
+    assert run("--server", address, "cancel", "tiny").out == "tiny: cancelled\n"
+    monkeypatch.setenv("FOCUS_LAB_SERVER", address)
+    assert run("cancel", "tiny").code == 0
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("token", "list"), ("data", "shapes", "x")])
+def test_a_command_of_this_machine_alone_refuses_a_service(
+    run: Callable[..., Done], command: tuple[str, ...]
+) -> None:
+    done = run("--server", "http://lab:8000", *command)
+    assert done.code == 2
+    assert sentence(done).startswith(
+        f"error: --server: {command[0]} works on this machine alone, got 'http://lab:8000'; leave "
+        "it out, or take one of cancel, list, "
+    )
+
+
+def test_pausing_needs_a_service(run: Callable[..., Done]) -> None:
+    done = run("pause", "tiny")
+    assert done.code == 2
+    assert "--server: pause is for experiments of a service, got none" in sentence(done)
+
+
 def test_actions_say_the_state_that_they_lead_to(
     run: Callable[..., Done], address: str, scenery: scenes.Scenery
 ) -> None:

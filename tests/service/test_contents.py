@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
+import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,37 @@ def test_files_are_those_that_are_meant_to_be_seen(client: TestClient, folder: P
         assert len(answer.content) == item["size"]
         assert answer.headers["content-type"].partition(";")[0] == item["media_type"]
         assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_a_folder_that_vanishes_while_it_is_looked_through_has_the_files_that_are_left(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = os.scandir
+
+    def too_late(path: Any) -> Any:
+        # It has been found in its own folder just before.
+        if str(path).endswith("plots"):
+            shutil.rmtree(path, ignore_errors=True)
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", too_late)
+    answer = client.get("/experiments/one/artifacts")
+    assert answer.status_code == 200
+    paths = [item["path"] for item in answer.json()["items"]]
+    assert "report/report.html" in paths
+    assert not any("plots" in path for path in paths)
+
+
+def test_a_file_that_vanishes_once_it_was_found_is_one_that_is_not_there(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in (folder / "report").glob("report.*"):
+        file.unlink()
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    lost = client.get("/experiments/one/artifacts/report/report.md")
+    assert (lost.status_code, lost.json()["code"]) == (404, "no-such-file")
+    lost = client.get("/experiments/one/report?format=md")
+    assert (lost.status_code, lost.json()["code"]) == (404, "no-report")
 
 
 @pytest.mark.parametrize(

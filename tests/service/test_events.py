@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from starlette.testclient import TestClient
 
 from focus_lab.lab.queue.events import Cursor, Event
 from focus_lab.lab.queue.states import Action
+from focus_lab.lab.tables import EventRow
 from service.feed import Feed
 from service.state import State
 from service.streams import Streams
@@ -177,6 +179,35 @@ def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
     seen, rest = asyncio.run(asyncio.wait_for(listen(), 30))
     assert [e.data["version"] for e in seen] == list(range(4))
     assert [e.data["version"] for e in rest] == list(range(4, 11))
+
+
+def test_whoever_is_ahead_of_a_restored_store_is_told_what_comes(
+    client: TestClient, spec: Spec, state: State
+) -> None:
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+    for action in (Action.PAUSE, Action.RESUME):
+        state.queue.act(entry, action, "tester")
+    database = state.queue.store.database
+    # The id of an event that the store, now older or on another server, does not have.
+    ahead = Cursor(10**15 if database.is_postgresql else 0, 1000)
+    with database.session() as session:
+        # As `adopt` leaves them.
+        session.execute(sa.update(EventRow).values(transaction=0))
+
+    async def listen() -> list[Event]:
+        feed = Feed(state.events)
+        running = asyncio.create_task(feed.run())
+        waiting = asyncio.create_task(take(feed, 2, ahead, entry))
+        # Until the past has been read.
+        await asyncio.sleep(1.0)
+        for action in (Action.PAUSE, Action.RESUME):
+            await asyncio.to_thread(state.queue.act, entry, action, "tester")
+        found = await asyncio.wait_for(waiting, 20)
+        await feed.close()
+        await running
+        return found
+
+    assert [event.data["version"] for event in asyncio.run(listen())] == [3, 4]
 
 
 def test_who_comes_while_the_service_ends_is_told_what_there_was(

@@ -321,6 +321,46 @@ class TestWithLimits:
         content["sweep"] = {}
         assert client.post("/experiments?plan=true", json=content).status_code == 200
 
+    @pytest.mark.parametrize(
+        "search",
+        [
+            {"kind": "optuna", "samples": 2, "batch": 1},
+            {"kind": "random", "samples": 1},
+            {"kind": "random", "samples": 1, "seed": 1},
+        ],
+    )
+    @pytest.mark.parametrize(
+        ("path", "values", "sentence"),
+        [
+            ("training.start_from", ["@lite0", "/etc/passwd"], "training.start_from: is not reg"),
+            ("data.root", ["@fish", "/etc"], "data.root: is not registered"),
+            ("training", [{"epochs": 2}, {"start_from": "/etc/passwd"}], "start_from: is not reg"),
+            ("data.train", [{"images": "a"}, {"images": "../.."}], "images: must stay inside"),
+            (
+                "model.backbone",
+                [{"kind": "resnet", "weights": "@lite0"}, {"kind": "resnet", "weights": "/etc/x"}],
+                "model.backbone.weights: is not registered",
+            ),
+        ],
+    )
+    def test_nor_where_a_search_may_come_to_later(
+        self,
+        client: TestClient,
+        spec: Spec,
+        search: dict[str, Any],
+        path: str,
+        values: list[Any],
+        sentence: str,
+    ) -> None:
+        content = spec("one", sweep={"axes": {path: values}, "search": search})
+        content["data"] = {"kind": "coco", "root": "@fish"}
+        answer = client.post("/experiments", json=content)
+        assert code_of(answer) == (400, "spec-invalid")
+        assert sentence in answer.json()["detail"]
+        # What is registered may be searched through.
+        content["sweep"]["axes"] = {"training.start_from": ["@lite0", None]}
+        assert client.post("/experiments", json=content).status_code == 202
+
     def test_training_starts_from_registered_weights_only(
         self, client: TestClient, spec: Spec
     ) -> None:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from focus_lab.lab.queue.jobs import MemoryJobs
+from focus_lab.lab.queue.queue import Queue
+from focus_lab.lab.store import Store
+from focus_lab.lab.tracking import MemoryTracker
+from service.app import create_app
+from service.door import Door
 from service.guard import Bucket
+from service.settings import Settings
+from service.state import State
 
 
 @pytest.fixture
 def given_settings() -> dict[str, Any]:
-    return {"max_body": 2000, "allowed_hosts": ["lab.example"]}
+    return {"max_body": 2000, "allowed_hosts": ["lab.example", "testserver"]}
 
 
 def test_every_answer_has_safe_headers_and_its_id(client: TestClient) -> None:
@@ -62,6 +72,17 @@ def test_only_known_names_are_answered(client: TestClient) -> None:
         assert (answer.status_code, answer.json()["code"]) == (400, "unknown-host")
 
 
+def test_only_the_names_of_this_machine_are_known_by_themselves(tmp_path: Path) -> None:
+    with contextlib.closing(Store(f"sqlite:///{tmp_path / 'lab.db'}")) as store:
+        settings = Settings(home=tmp_path, auth=False)
+        client = TestClient(create_app(State(settings, Queue(store), MemoryJobs(), MemoryTracker)))
+        statuses = [
+            client.get("/whoami", headers={"host": host}).status_code
+            for host in ("localhost", "testserver")
+        ]
+    assert statuses == [200, 400]
+
+
 def test_pages_of_other_sites_change_nothing(client: TestClient) -> None:
     foreign = {"origin": "https://evil.example"}
     answer = client.post("/experiments/x/cancel", headers=foreign)
@@ -82,14 +103,11 @@ class TestWithALowRate:
     def given_settings(self) -> dict[str, Any]:
         return {"rate_per_s": 0.001, "burst": 3}
 
-    def test_too_many_requests_are_told_to_wait(
-        self, client: TestClient, token: Callable[..., dict[str, str]]
-    ) -> None:
+    def test_too_many_requests_are_told_to_wait(self, client: TestClient) -> None:
         answers = [client.get("/whoami") for _ in range(5)]
         assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
         assert answers[-1].headers["retry-after"] == "1"
-        # Somebody else is not meant, and who watches over the service neither.
-        assert client.get("/whoami", headers=token("ann")).status_code == 200
+        # Who watches over the service is not meant.
         assert client.get("/health/live").status_code == 200
 
     def test_made_up_tokens_do_not_help(self, client: TestClient) -> None:
@@ -97,7 +115,50 @@ class TestWithALowRate:
             client.get("/whoami", headers={"Authorization": f"Bearer {n}"}).status_code
             for n in range(40)
         ]
-        assert statuses.count(200) == 30
+        assert statuses.count(200) == 3
+
+
+class TestWithALowRateAndTokens:
+    @pytest.fixture
+    def given_settings(self) -> dict[str, Any]:
+        return {"auth": True, "rate_per_s": 0.001, "burst": 3}
+
+    def test_a_token_is_one_however_it_is_shown(
+        self, client: TestClient, token: Callable[..., dict[str, str]]
+    ) -> None:
+        made = token("ann")["Authorization"].removeprefix("Bearer ")
+        shown: list[list[tuple[str, str]]] = [
+            [("authorization", f"{scheme}{made}")] for scheme in ("Bearer ", "bearer ", "BEARER ")
+        ]
+        shown += [[("cookie", f"focus_lab_token={made}{more}")] for more in ("", "; a=1", "; a=2")]
+        # The first counts for whoever looks at one of them.
+        shown.append([("authorization", f"Bearer {made}"), ("authorization", "Bearer x")])
+        statuses = [client.get("/whoami", headers=headers).status_code for headers in shown]
+        # One of its address, on which it is found to be valid, and three of its own.
+        assert statuses == [200] * 4 + [429] * 3
+
+    def test_made_up_tokens_leave_the_others_of_their_address_alone(
+        self, client: TestClient, token: Callable[..., dict[str, str]]
+    ) -> None:
+        ann = token("ann")
+        assert client.get("/whoami", headers=ann).status_code == 200
+        statuses = [
+            client.get("/whoami", headers={"Authorization": f"Bearer {n}"}).status_code
+            for n in range(5)
+        ]
+        assert statuses == [401, 401, 429, 429, 429]
+        assert client.get("/whoami", headers=ann).status_code == 200
+
+    def test_a_token_that_is_revoked_is_a_stranger_again(
+        self, client: TestClient, token: Callable[..., dict[str, str]], state: State
+    ) -> None:
+        ann = token("ann")
+        assert client.get("/whoami", headers=ann).status_code == 200
+        [known] = state.tokens.list()
+        state.tokens.revoke(known.id)
+        state.door = Door(state.tokens)
+        statuses = [client.get("/whoami", headers=ann).status_code for _ in range(5)]
+        assert statuses == [401, 401, 401, 429, 429]
 
 
 def test_a_bucket_fills_with_time() -> None:

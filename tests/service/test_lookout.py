@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,33 @@ def test_a_sentence_is_sent_once_however_many_wait_for_the_same(queue: Queue, ur
     [(reason, text)] = told["sentences"]
     assert reason == "no-cluster"
     assert "no dispatcher runs" in text
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_whoever_waits_for_the_first_look_does_not_look_again(fails: bool) -> None:
+    looks = []
+
+    def look() -> Any:
+        looks.append(1)
+        time.sleep(0.3)
+        if fails:
+            raise StoreError("away")
+        return {"a": "place"}
+
+    board = Board(look)
+    found: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(StoreError):
+            found.append(board.places())
+
+    threads = [threading.Thread(target=ask) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(looks) == 1
+    assert found == ([{}] * 11 if fails else [{"a": "place"}] * 12)
 
 
 def test_it_goes_by_the_policy_of_now(queue: Queue, url: str) -> None:

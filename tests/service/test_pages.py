@@ -19,7 +19,7 @@ from focus_lab.lab.queue.states import Action
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.tokens import Scope
 from focus_lab.specs.experiment import ExperimentSpec
-from service.auth import COOKIE
+from service.credentials import COOKIE
 from service.pages.compare import Difference, differences
 from service.pages.history import Histories
 from service.pages.moments import ago, lasting, moment

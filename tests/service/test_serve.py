@@ -89,6 +89,23 @@ def test_pages_link_to_mlflow_where_the_visitor_can_reach_it(
         assert settings.mlflow_url == link
 
 
+def test_no_password_of_mlflows_database_stands_in_a_command_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+
+    class Noted(NoCompanion):
+        def __init__(self, *arguments: Any) -> None:
+            given.extend(arguments)
+
+    monkeypatch.setattr(serve, "Companion", Noted)
+    backend = "postgresql+psycopg://ann:secret@db/mlflow"
+    with serve.mlflow_pages(Settings(home=tmp_path, tracking_uri=backend), 5050):
+        _, command, environment, *_ = given
+    assert "secret" not in " ".join(command)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == backend
+
+
 def test_options_may_stand_in_the_environment(
     started: list[Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from service.state import State
 name_traces()
 queue = Queue(Store("sqlite:///lab.db"), Policy())
 state = State(Settings(home=Path("."), auth=False), queue, MemoryJobs(), MemoryTracker)
-with TestClient(create_app(state)) as client:
+with TestClient(create_app(state), base_url="http://localhost") as client:
     assert client.get("/experiments").status_code == 200
 """
 

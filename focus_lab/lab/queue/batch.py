@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from focus_lab.errors import FocusLabError, StoreError
 from focus_lab.lab.queue.entry import Entry, entry_of
 from focus_lab.lab.queue.events import write_events
 from focus_lab.lab.queue.queue import Queue, count_queued, limits, remember
@@ -20,8 +19,9 @@ from focus_lab.lab.queue.submission import Submission
 from focus_lab.lab.store import new_rows
 from focus_lab.lab.tables import ExperimentRow, IdempotencyRow, QueueRow, TrialRow
 
-Outcome = tuple[Entry, bool] | FocusLabError
-"""The experiment, and whether the submission has queued it; or why it was refused."""
+Outcome = tuple[Entry, bool] | Exception
+"""The experiment, and whether the submission has queued it; or why it was refused, or what has gone
+wrong with it: nobody else is to suffer from that."""
 
 
 def put_all(queue: Queue, submissions: Sequence[Submission]) -> list[Outcome]:
@@ -36,9 +36,9 @@ def put_all(queue: Queue, submissions: Sequence[Submission]) -> list[Outcome]:
         try:
             with queue.store.database.session() as session:
                 made = _put_new(session, queue, submissions)
-        except StoreError:
-            # Somebody else took a name or a key at this moment, or the store is away: one by one
-            # each is told what is so.
+        except Exception:
+            # Somebody else took a name or a key at this moment, the store is away, or one of them
+            # cannot be written: one by one each is told what is so.
             made = {}
     return [
         (made[number], True) if number in made else _put_one(queue, submission)
@@ -49,7 +49,7 @@ def put_all(queue: Queue, submissions: Sequence[Submission]) -> list[Outcome]:
 def _put_one(queue: Queue, submission: Submission) -> Outcome:
     try:
         return queue.put(submission)
-    except FocusLabError as error:
+    except Exception as error:
         return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -114,12 +115,16 @@ class Room:
         machines = self._machines
         if machines is None:
             return
-        for _ in range(gang.workers):
+        left = gang.workers
+        while left:
             large = [place for place, free in enumerate(machines) if free.count(gang.worker)]
             if not large:
                 return
             fullest = min(large, key=lambda place: (machines[place].gpus, machines[place].cpus))
-            machines[fullest] = machines[fullest] - gang.worker
+            # It stays the fullest until no more fit.
+            count = min(left, machines[fullest].count(gang.worker))
+            machines[fullest] = machines[fullest] - gang.worker.times(count)
+            left -= count
 
     def keep(self, gang: Gang) -> None:
         """Keep room that is not free yet: nothing more fits where it is to be until then."""
@@ -129,14 +134,20 @@ class Room:
         if machines is None:
             return
 
-        def emptiest(place: int) -> tuple[float, float]:
+        def fullness(place: int) -> tuple[float, float]:
             free = machines[place]
-            return (free.gpus, free.cpus) if worker.gpus else (free.cpus, -free.gpus)
+            return (-free.gpus, -free.cpus) if worker.gpus else (-free.cpus, free.gpus)
 
         places = [place for place, whole in enumerate(self._whole) if whole.count(worker)]
-        for _ in range(gang.workers if places else 0):
-            place = max(places, key=emptiest)
+        if all(machines[place].cpus <= 0 for place in places):
+            # Everything there is kept already, as for most of those in a long line.
+            return
+        emptiest = [(fullness(place), place) for place in places]
+        heapq.heapify(emptiest)
+        for _ in range(gang.workers):
+            place = emptiest[0][1]
             machines[place] = machines[place] - worker
+            heapq.heapreplace(emptiest, (fullness(place), place))
 
     def count(self, gang: Gang) -> int:
         """How many gangs fit side by side."""

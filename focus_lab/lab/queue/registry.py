@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pydantic import Field
 
 from focus_lab.errors import SpecError
 from focus_lab.specs.base import Spec
-from focus_lab.specs.data import CocoData
-from focus_lab.specs.experiment import TrialSpec
-from focus_lab.specs.plan import Plan
+from focus_lab.specs.explain import Locate
 
 _NAME = r"@([a-z0-9][a-z0-9_.-]{0,62})"
+_INSIDE = tuple(
+    f"{split}.{part}" for split in ("train", "val") for part in ("images", "annotations")
+)
+"""Endings of paths whose values lie below the folder of a data set."""
 
 
 class Registry(Spec):
@@ -62,42 +64,40 @@ class Registry(Spec):
         assert isinstance(named, dict)
         return named
 
-    def check(self, plan: Plan) -> None:
-        """See that no cell names a place that is not registered.
+    def check(self, content: dict[str, Any], locate: Locate = lambda path: None) -> None:
+        """See that a spec names no place that is not registered.
+
+        The whole of it, and not the cells of its plan: a search draws further points of the axes
+        while it runs, where nobody looks at them.
+
+        Args:
+            content: the spec, with its names replaced.
+            locate: path -> "file:line" for error messages.
 
         Raises:
-            SpecError: some do; all of them at once.
+            SpecError: it does; all of them at once.
         """
         problems: dict[str, None] = {}
-        for cell in plan.cells:
-            problems |= dict.fromkeys(self._strangers(cell.spec))
+        for path, value in _texts(content, ()):
+            dotted, where = ".".join(path), locate(path)
+            problem = self._problem(dotted, value)
+            if problem is not None:
+                problems[f"{where}: {problem}" if where else problem] = None
         if problems:
             raise SpecError(*problems)
 
-    def _strangers(self, spec: TrialSpec) -> list[str]:
-        found = []
-        if isinstance(spec.data, CocoData):
-            if spec.data.root not in self.datasets.values():
-                found.append(_unknown("data.root", spec.data.root, self.datasets))
-            for split in ("train", "val"):
-                files = getattr(spec.data, split)
-                for part in ("images", "annotations"):
-                    path = getattr(files, part)
-                    if path.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", path):
-                        found.append(
-                            f"data.{split}.{part}: must stay inside the data set, got {path!r}; "
-                            "give a path below its folder"
-                        )
-        weights = getattr(spec.model.backbone, "weights", None)
-        if weights is not None and weights not in self.weights.values():
-            found.append(_unknown("model.backbone.weights", weights, self.weights))
-        start = spec.training.start_from
-        if start is not None and start not in self.weights.values():
-            found.append(_unknown("training.start_from", start, self.weights))
-        storage = spec.compute.storage
-        if storage is not None and storage not in self.storages.values():
-            found.append(_unknown("compute.storage", storage, self.storages))
-        return found
+    def _problem(self, dotted: str, value: str) -> str | None:
+        kind = self._kind(dotted)
+        if kind is not None:
+            places = getattr(self, kind)
+            return None if value in places.values() else _unknown(dotted, value, places)
+        leaves = value.startswith(("/", "\\", "~")) or ".." in re.split(r"[/\\]", value)
+        if dotted.endswith(_INSIDE) and leaves:
+            return (
+                f"{dotted}: must stay inside the data set, got {value!r}; give a path below its "
+                "folder"
+            )
+        return None
 
     def _replaced(
         self, value: Any, path: tuple[str, ...], replace: Callable[[str, str, dict[str, str]], str]
@@ -122,6 +122,18 @@ class Registry(Spec):
             if dotted.endswith(ending):
                 return kind
         return None
+
+
+def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text of a spec with its path; those of a list have the path of the list."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _texts(inner, (*path, str(key)))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner, path)
+    elif isinstance(value, str):
+        yield path, value
 
 
 def _unknown(path: str, value: str, names: dict[str, str]) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import httpx2
 import pytest
@@ -202,11 +204,63 @@ def test_a_submission_that_a_proxy_lost_is_repeated_with_its_key(
 
 def test_actions_that_a_proxy_lost_are_repeated(connect: Callable[..., Client]) -> None:
     answer, came = in_turn(page(504), problem(409, "not-allowed-now"))
-    for action in ("cancel", "pause", "resume", "retry"):
+    for action in ("cancel", "pause", "resume"):
         came.clear()
         with pytest.raises(RefusedError):
             getattr(connect(answer), action)("one")
         assert [request.url.path for request in came] == [f"/experiments/one/{action}"] * 2
+
+
+class Lost:
+    """A service that does what it is asked, and whose first answer to a change is lost.
+
+    Args:
+        fails_at_once: whether what is queued again has failed before anybody asks again.
+    """
+
+    def __init__(self, fails_at_once: bool) -> None:
+        self.version, self.queued, self.state = 7, 0, "FAILED"
+        self._fails_at_once, self._lose = fails_at_once, True
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "POST":
+            if request.headers["if-match"] != f'"{self.version}"':
+                return problem(412, "changed-meanwhile")
+            self.version, self.queued, self.state = self.version + 1, self.queued + 1, "QUEUED"
+            if self._fails_at_once:
+                self.version, self.state = self.version + 3, "FAILED"
+            if self._lose:
+                self._lose = False
+                raise httpx2.ReadError("cut")
+        at = f"2026-01-01T00:00:{self.queued:02d}Z"
+        content = {
+            "id": "1" * 32, "name": "one", "description": "", "user": "ann", "project": "fish",
+            "state": self.state, "priority": 0, "version": self.version, "attempt": 1, "trials": 1,
+            "submitted_at": at, "queued_at": at, "started_at": None, "ended_at": None,
+            "message": None, "wait": None, "trial_states": {}, "spec": {}, "cpus": 1, "gpus": 0,
+            "comparison_url": None, "report_ready": False,
+        }  # fmt: skip
+        return httpx2.Response(200, json=content)
+
+
+@pytest.mark.parametrize("fails_at_once", [False, True])
+def test_a_retry_whose_answer_was_lost_queues_it_once(
+    connect: Callable[..., Client], fails_at_once: bool
+) -> None:
+    service = Lost(fails_at_once)
+    found = connect(service).retry("one")
+    assert service.queued == 1
+    assert found.state == ("FAILED" if fails_at_once else "QUEUED")
+
+
+def test_a_file_is_asked_for_by_the_name_it_is_listed_under(
+    connect: Callable[..., Client], tmp_path: Path
+) -> None:
+    answer, came = in_turn(httpx2.Response(200, content=b"text"))
+    path = "trials/keep=50%,a?b#c d/log.txt"
+    connect(answer).download("one", path, tmp_path / "log.txt")
+    assert unquote(came[0].url.raw_path.decode()) == f"/experiments/one/artifacts/{path}"
+    assert came[0].url.query == b""
 
 
 # Streams

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import postgresql as servers
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -70,6 +73,35 @@ def of_the_first_revision(url: str, spec: ExperimentSpec, folder: Path) -> None:
 @pytest.fixture
 def spec(tiny_experiment: Callable[..., ExperimentSpec]) -> ExperimentSpec:
     return tiny_experiment(sweep={"axes": {"model.token_selection.keep_ratio": [0.2, 0.5]}})
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_cut_ends_soon_unless_the_url_says_otherwise(
+    postgresql: servers.Schemas,
+) -> None:
+    def parameters(url: str) -> dict[str, str]:
+        with contextlib.closing(Database(url)) as database, database._engine.connect() as opened:
+            found: dict[str, str] = opened.connection.dbapi_connection.info.get_parameters()  # type: ignore[union-attr]
+            return found
+
+    url = postgresql.new()
+    found = parameters(url)
+    assert (found["connect_timeout"], found["tcp_user_timeout"]) == ("5", "15000")
+    assert (found["keepalives"], found["keepalives_idle"]) == ("1", "10")
+    own = sa.make_url(url).update_query_dict({"tcp_user_timeout": "700", "keepalives": "0"})
+    found = parameters(own.render_as_string(hide_password=False))
+    assert (found["tcp_user_timeout"], found["keepalives"]) == ("700", "0")
+    assert found["connect_timeout"] == "5"
+
+
+def test_a_server_that_says_nothing_is_given_up() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        begun = time.monotonic()
+        with pytest.raises(StoreUnreachableError):
+            Database(f"postgresql+psycopg://ann@127.0.0.1:{silent.getsockname()[1]}/lab")
+        assert time.monotonic() - begun < 20
 
 
 def test_a_fresh_store_has_the_tables_that_the_code_describes(store_url: str) -> None:

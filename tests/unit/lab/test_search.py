@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from focus_lab.lab.executor import Listener, TrialJob
 from focus_lab.lab.failure import Failure
 from focus_lab.lab.lab import Lab
 from focus_lab.lab.progress import PlainProgress
-from focus_lab.lab.search import Told, next_points, told
+from focus_lab.lab.search import Told, next_points, points_of, told
 from focus_lab.lab.store import Store
 from focus_lab.lab.tracking import MemoryTracker
 from focus_lab.specs.experiment import ExperimentSpec
@@ -64,7 +65,7 @@ def _point(overrides: dict[str, Any]) -> int:
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 2**40))
+@given(st.integers(1, 20), st.integers(1, 7), st.integers(0, 2**31 - 1))
 def test_every_sample_is_another_point_and_there_are_as_many_as_wanted(
     samples: int, batch: int, seed: int
 ) -> None:
@@ -73,6 +74,23 @@ def test_every_sample_is_another_point_and_there_are_as_many_as_wanted(
     assert len(points) == len(set(points)) == samples
     assert all(0 <= point < 20 for point in points)
     assert [len(chosen) for chosen in batches[:-1]] == [batch] * (math.ceil(samples / batch) - 1)
+
+
+def test_points_of_a_huge_space_are_found_again_without_counting_them_all() -> None:
+    weights = list(range(1, 999))
+    axes = {f"model.loss.{name}_weight": weights for name in ("class", "bbox", "giou")}
+    spec = experiment(samples=4, batch=4, axes=axes)
+    drawn = plan(spec, points=[998**3 - 1, 0, 998, 123_456_789])
+    trials = [
+        SimpleNamespace(position=place, overrides=one.overrides, seed=one.seed, cell=one.cell)
+        for place, one in enumerate(drawn.trials)
+    ]
+    stranger = SimpleNamespace(position=99, overrides={"model.loss.class_weight": 1}, seed=0)
+    found = points_of(spec, [*trials, stranger])  # type: ignore[list-item]
+    assert list(found) == [998**3 - 1, 0, 998, 123_456_789]
+    assert found[0] == "class_weight=1,bbox_weight=1,giou_weight=1"
+    results = [Told(point, (float(place), 1.0)) for place, point in enumerate(found)]
+    assert len(next_points(experiment(samples=6, batch=2, axes=axes), results)) == 2
 
 
 def test_a_search_depends_on_its_seed_and_results_alone() -> None:

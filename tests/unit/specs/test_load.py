@@ -1,10 +1,12 @@
 """Loading: mistakes as sentences, and every shipped experiment."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from focus_lab.errors import SpecError
+from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.load import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[3] / "experiments"
@@ -93,6 +95,33 @@ def test_all_mistakes_of_a_spec_come_at_once_with_file_and_line(tmp_path: Path) 
             "name: a\ndata: {kind: shapes}\nsweep: {search: {kind: random, samples: 3}}",
             "got 3; there are 0",
         ),
+        (
+            "name: a\ndata: {kind: shapes}\nsweep: {seeds: [2147483648]}",
+            "sweep.seeds.0: must be at most 2147483647, got 2147483648",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\nmodel:\n  num_encoder_layers: 30000000\n"
+            "  token_selection: {cascade: {kind: constant, mean: 0.5}}",
+            "model.num_encoder_layers: must be at most 64, got 30000000",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\ncompute: {cpus_per_worker: 1.0e-9}",
+            "compute.cpus_per_worker: must be at least 0.01, got 1e-09",
+        ),
+        (
+            "name: a\ndata: {kind: shapes}\ncompute: {gpus_per_worker: 0.001}",
+            "compute.gpus_per_worker: must be 0 or at least 0.01, got 0.001",
+        ),
+        (
+            'name: a\ndata: {kind: shapes}\nsweep: {cells: {"one\\0": {training.epochs: 1}}}',
+            "spec.yaml:3: sweep.cells: no text may have control characters, "
+            "got '\\x00' in 'one\\x00'; leave it out",
+        ),
+        (
+            'name: a\ndata: {kind: shapes}\nsweep:\n  axes: {model.backbone.name: ["\\e[2J"]}',
+            "spec.yaml:4: sweep.axes.model.backbone.name: no text may have control characters, "
+            "got '\\x1b'",
+        ),
     ],
 )
 def test_a_mistake_is_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
@@ -141,6 +170,26 @@ def test_whole_numbers_stand_for_decimal_ones_and_lists_for_tuples(tmp_path: Pat
     # What is stored, and what a client sends, is JSON.
     assert type(spec).model_validate(spec.model_dump(mode="json")) == spec
     assert type(spec).model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_every_number_of_a_spec_has_a_largest_value() -> None:
+    unbounded = []
+
+    def look(node: Any, path: str) -> None:
+        if isinstance(node, list):
+            for inner in node:
+                look(inner, path)
+        if not isinstance(node, dict):
+            return
+        if node.get("type") in ("integer", "number") and not (
+            {"maximum", "exclusiveMaximum", "enum"} & node.keys()
+        ):
+            unbounded.append(path)
+        for key, inner in node.items():
+            look(inner, f"{path}.{key}")
+
+    look(ExperimentSpec.model_json_schema(), "")
+    assert not unbounded
 
 
 def test_errors_survive_pickling(tmp_path: Path) -> None:

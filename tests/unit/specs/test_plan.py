@@ -200,6 +200,19 @@ def test_a_few_points_of_a_huge_space_are_drawn_at_once() -> None:
     assert len({cell.name for cell in cells}) == 5
 
 
+@pytest.mark.parametrize("kind", ["random", "optuna"])
+def test_a_search_through_more_points_than_can_be_numbered_is_refused(kind: str) -> None:
+    search = {"kind": kind, "samples": 1}
+    with pytest.raises(ValueError, match=r"at most 10+ combinations, got 6[0-9]{20}; take fewer"):
+        experiment(axes={f"path.{n}": list(range(1, 400)) for n in range(8)}, search=search)
+    # One that Python cannot even write.
+    axes = {f"path.{number}": list(range(9)) for number in range(4600)}
+    with pytest.raises(ValueError, match="got a very long number; take fewer"):
+        experiment(axes=axes, search=search)
+    with pytest.raises(SpecError, match="too many trials, got a very long number"):
+        plan(experiment(axes=axes))
+
+
 def test_random_search_draws_what_it_drew_from_the_whole_list() -> None:
     axes = {
         "model.loss.class_weight": [1, 2, 3],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from focus_lab.lab.queue.entry import Filters
 from focus_lab.lab.queue.events import Cursor, EventLog
 from focus_lab.lab.queue.policy import Policy
 from focus_lab.lab.queue.queue import KeyReusedError, NameTakenError, Queue, QuotaError
+from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.queue.submission import Submission, Submitter
 from focus_lab.lab.store import Store
 from focus_lab.specs.plan import plan
@@ -123,6 +125,18 @@ def test_whoever_was_faster_spoils_nothing_for_the_others(
     monkeypatch.setattr(batch, "_taken", lambda session, submissions: set())
     found = put_all(queue, [make("one"), make("two"), make("three")])
     assert [told(one)[0] for one in found] == ["one", NameTakenError, "three"]
+
+
+def test_one_that_cannot_be_written_spoils_nothing_for_the_others(queue: Queue, make: Make) -> None:
+    spec = make("two").spec
+    # No database has a column for it; no spec that was validated has it either.
+    seeds = spec.sweep.model_copy(update={"seeds": (2**63,)})
+    broken = spec.model_copy(update={"sweep": seeds})
+    bad = replace(make("two"), spec=broken, plan=plan(broken))
+    found = put_all(queue, [make("one"), bad, make("three")])
+    assert [told(found[0])[0], told(found[2])[0]] == ["one", "three"]
+    assert isinstance(found[1], Exception)
+    assert queue.counts() == {QueueState.QUEUED: 2}
 
 
 def test_a_store_that_is_away_is_told_to_each(

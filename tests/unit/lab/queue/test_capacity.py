@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -66,6 +68,31 @@ def test_what_fits_while_nothing_runs_fits_again_when_all_has_ended(
         room.take(wanted)
     assert not room.count(wanted)
     assert capacity.empty.count(wanted) == before
+
+
+@given(machines, st.lists(gangs, max_size=4), gangs)
+def test_workers_are_placed_together_where_one_by_one_would_be(
+    nodes: tuple[Resources, ...], held: list[Gang], wanted: Gang
+) -> None:
+    together = Room(Capacity(nodes), held)
+    ordered = sorted(held, key=lambda one: (one.worker.gpus, one.worker.cpus), reverse=True)
+    one_by_one = Room(Capacity(nodes))
+    for gang in ordered:
+        for _ in range(gang.workers):
+            one_by_one.take(Gang(gang.worker))
+    assert together.count(wanted) == one_by_one.count(wanted)
+    assert together.free.holds(one_by_one.free)
+
+
+def test_very_many_workers_are_placed_at_once() -> None:
+    crumb = Gang(Resources(0.01), 1024)
+    nodes = tuple(Resources(64.0, 8.0) for _ in range(100))
+    begun = time.process_time()
+    room = Room(Capacity(nodes), [crumb.times(600)])
+    room.keep(Gang(Resources(1.0), 1024))
+    # One by one they took half a minute.
+    assert time.process_time() - begun < 1.0
+    assert room.count(Gang(Resources(64.0))) == 0
 
 
 def test_small_workers_go_where_they_leave_the_least_over() -> None:
