@@ -19,7 +19,6 @@ from typing import Any
 
 import httpx2
 
-from focus_lab.errors import FocusLabError
 from focus_lab.lab.queue.batch import put_all
 from focus_lab.lab.queue.queue import Queue
 from focus_lab.lab.queue.states import Action

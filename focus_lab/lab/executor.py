@@ -34,7 +34,7 @@ class Listener(Protocol):
         """A worker has begun with the trial."""
 
     def again(self, trial_id: str, failure: Failure) -> None:
-        """An attempt has failed, and the next one begins by itself; the message says how."""
+        """An attempt has failed; the next one starts by itself when there is room for it."""
 
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """An epoch has ended. After a lost worker, epochs may be told again."""
@@ -100,7 +100,8 @@ class InProcessExecutor:
             except Exception as error:
                 failure = explain_failure(error, job.folder)
                 # Nothing is tried again here; what the user can do is said all the same.
-                never = ComputeSpec(max_failures=0, max_preemptions=0)
-                listener.failed(job.trial_id, decide(failure, [], never, 1).failure)
+                decision = decide(failure, [], ComputeSpec(max_failures=0, max_preemptions=0), 1)
+                said = decision.failure if decision.action == "fail" else failure
+                listener.failed(job.trial_id, said)
             else:
                 listener.succeeded(job.trial_id, result)

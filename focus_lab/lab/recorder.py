@@ -80,9 +80,8 @@ class Recorder:
         self._waiting.discard(trial_id)
 
     def again(self, trial_id: str, failure: Failure) -> None:
-        """Say why; a new attempt begins."""
+        """Say why."""
         self._progress.note(f"{self._progress.trials[trial_id].name}: {failure.message}")
-        self.started(trial_id)
 
     def epoch(self, trial_id: str, epoch: int, metrics: dict[str, float]) -> None:
         """Log the epoch, and stop the trial with it if it is one of the weak."""
@@ -106,7 +105,9 @@ class Recorder:
             return
         shown = self._progress.trials[trial_id]
         if self._rungs.tell(trial_id, epoch, metrics, shown.epochs):
-            (shown.folder / STOPPED).write_text(f"early, after epoch {epoch}\n")
+            # A folder that is not here is not shared: nobody there would see the file.
+            with contextlib.suppress(OSError):
+                (shown.folder / STOPPED).write_text(f"early, after epoch {epoch}\n")
 
     def _note_reference_operators(self, trial_id: str) -> None:
         """Say once that a worker has no compiled operators: it is much slower for it."""

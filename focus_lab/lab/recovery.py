@@ -1,19 +1,30 @@
 """What to do when an attempt at a trial has failed: a pure decision, and the record of decisions.
 
 Each class of failure has its own budget, so that none is repeated without end, and a trial that a
-machine failed is not spent on a trial that fails by itself.
+machine failed is not spent on a trial that fails by itself. The driver decides for all trials: it
+outlives their processes, and sees who else takes room.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED, Failure
+from focus_lab.lab.failure import (
+    LOST,
+    NO_ROOM,
+    OUT_OF_MEMORY,
+    PREEMPTED,
+    STALLED,
+    STORAGE_AWAY,
+    Failure,
+)
 from focus_lab.specs.training import ComputeSpec
+from focus_lab.training.whole_file import whole_file
 
 RECORD = "recovery.json"
 """File in a trial's folder: every failure and what was decided, oldest first."""
@@ -21,6 +32,22 @@ RECORD = "recovery.json"
 _OF_THE_MACHINES = (LOST, STALLED, NO_ROOM)
 _MOST_HALVINGS = 6
 """An effective batch has seldom more than 64 images a worker."""
+_MOST_OUTAGES = 10
+"""Of the storage: each attempt asks it for half a minute."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one start of a trial begins with."""
+
+    number: int = 0
+    """How many failed before it, in earlier sweeps too."""
+    parts: int = 1
+    """Into how many smaller ones each micro-batch of the spec is divided."""
+
+    def folder(self, trial: Path) -> Path:
+        """Where in the trial's folder this attempt leaves what explains its end."""
+        return trial / "attempts" / str(self.number)
 
 
 @dataclass(frozen=True)
@@ -31,8 +58,9 @@ class Decision:
     """Of the failure."""
     message: str
     """What went wrong, as a sentence."""
-    action: Literal["retry", "halve", "fail"]
-    """Again from the last checkpoint; the same with half the micro-batch; or give up."""
+    action: Literal["retry", "wait", "halve", "fail"]
+    """Again from the last checkpoint; the same, but not counted; the same with half the
+    micro-batch; or give up."""
     remedy: str
     """What the user can do, or what is done instead."""
 
@@ -42,8 +70,20 @@ class Decision:
         return Failure(self.kind, f"{self.message}; {self.remedy}" if self.remedy else self.message)
 
 
+def may_go_on(kind: str, compute: ComputeSpec) -> bool:
+    """Whether a failure of this kind may be followed by another attempt."""
+    if kind == OUT_OF_MEMORY:
+        return compute.halve_on_out_of_memory
+    return kind in (*_OF_THE_MACHINES, PREEMPTED, STORAGE_AWAY)
+
+
 def decide(
-    failure: Failure, past: Sequence[Decision], compute: ComputeSpec, images_a_worker: int
+    failure: Failure,
+    past: Sequence[Decision],
+    compute: ComputeSpec,
+    images_a_worker: int,
+    *,
+    crowded: bool = False,
 ) -> Decision:
     """Decide what to do after a failure.
 
@@ -52,15 +92,21 @@ def decide(
         past: what was decided before in this sweep, oldest first.
         compute: budgets.
         images_a_worker: images that a worker computes at a time, at first.
+        crowded: whether other trials of the sweep have taken room, which they give back.
     """
     decision = Decision(failure.kind, failure.message, "fail", "")
+    if failure.kind == NO_ROOM and crowded:
+        return replace(decision, action="wait", remedy="waiting for the trials beside it")
     spent = sum(1 for earlier in past if earlier.kind == failure.kind)
     if failure.kind in _OF_THE_MACHINES:
         # One budget for all: a machine that hangs, or is not there any more, is one that fails.
-        spent = sum(1 for earlier in past if earlier.kind in _OF_THE_MACHINES)
+        counted = [earlier for earlier in past if earlier.action != "wait"]
+        spent = sum(1 for earlier in counted if earlier.kind in _OF_THE_MACHINES)
         return _within(decision, spent, compute.max_failures, "compute.max_failures")
     if failure.kind == PREEMPTED:
         return _within(decision, spent, compute.max_preemptions, "compute.max_preemptions")
+    if failure.kind == STORAGE_AWAY:
+        return _within(decision, spent, _MOST_OUTAGES, "a trial")
     if failure.kind == OUT_OF_MEMORY:
         if not compute.halve_on_out_of_memory:
             remedy = (
@@ -91,7 +137,7 @@ class Recovery:
     """The decisions of one trial, kept in its folder.
 
     Args:
-        folder: the trial's folder.
+        folder: the trial's folder, as the driver sees it.
         compute: budgets.
         images_a_worker: images that a worker computes at a time, at first.
     """
@@ -103,22 +149,34 @@ class Recovery:
         self._before = _read(self._path)
 
     @property
-    def parts(self) -> int:
-        """Into how many micro-batches each of the spec's is divided, after all that happened."""
-        halved = [d for d in (*self._before, *self._now) if d.action == "halve"]
-        return int(2 ** len(halved))
+    def attempt(self) -> Attempt:
+        """The next attempt, after all that happened."""
+        done = [*self._before, *self._now]
+        return Attempt(len(done), 2 ** sum(1 for past in done if past.action == "halve"))
 
-    def decide(self, failure: Failure) -> Decision:
-        """Decide, and write it down. Budgets are those of a sweep: again is a new start."""
+    def decide(self, failure: Failure, *, crowded: bool = False) -> Decision:
+        """Decide, and write it down. Budgets are those of a sweep: again is a new start.
+
+        Args:
+            failure: of the attempt.
+            crowded: see `decide`.
+        """
         halvings = [decision for decision in self._before if decision.action == "halve"]
         past = [*halvings, *self._now]
-        decision = decide(failure, past, self._compute, self._images)
+        return self._keep(decide(failure, past, self._compute, self._images, crowded=crowded))
+
+    def give_up(self, failure: Failure) -> Decision:
+        """Write down that a trial ends that could not be started."""
+        return self._keep(Decision(failure.kind, failure.message, "fail", ""))
+
+    def _keep(self, decision: Decision) -> Decision:
         self._now.append(decision)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
         rows = [asdict(decision) for decision in (*self._before, *self._now)]
-        partial.write_text(json.dumps(rows, indent=1))
-        partial.replace(self._path)
+        # On a full disk the sweep goes on without the record.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(self._path) as partial:
+                partial.write_text(json.dumps(rows, indent=1))
         return decision
 
 

@@ -1,11 +1,12 @@
 """A trial of several workers: Ray Train places them, on any machines; each runs the same `fit`.
 
 Ray Train retries nothing by itself: whether and how a trial goes on is decided in one place, by
-`focus_lab.lab.recovery`.
+`focus_lab.lab.relay`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focus_lab.errors import PreemptedError
 from focus_lab.lab.executor import TrialJob
 from focus_lab.lab.failure import (
     LOST,
@@ -23,9 +23,12 @@ from focus_lab.lab.failure import (
     OUT_OF_MEMORY,
     PREEMPTED,
     STALLED,
+    TAKEN_BACK,
     Failure,
     explain_failure,
+    says_no_memory,
 )
+from focus_lab.lab.recovery import Attempt
 from focus_lab.specs.training import ComputeSpec
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ EPOCH, METRICS = "epoch", "metrics"
 PLACES = "workers.jsonl"
 """File in a trial's folder: a line an attempt, with the machine and process of every worker."""
 _SCRATCH = "ray-train"
-_TAKEN_BACK = "a machine of the trial was taken back"
 _SLACK_S = 60.0
 """The watchdogs, which know what a worker was doing, bark before anything else gives up."""
 
@@ -49,16 +51,20 @@ class AttemptFailedError(Exception):
 
 
 def train_with_workers(
-    job: TrialJob, compute: ComputeSpec, needs: Mapping[str, float], origin: Path, parts: int
+    job: TrialJob,
+    attempt: Attempt,
+    compute: ComputeSpec,
+    needs: Mapping[str, float],
+    origin: Path,
 ) -> list[tuple[int, dict[str, float]]]:
     """Train a job with several workers; must run inside a Tune trial, which gets the epochs.
 
     Args:
         job: the job.
+        attempt: this one.
         compute: number of workers, timeouts.
         needs: CPUs and GPUs of a worker.
         origin: the folder that relative paths of the spec start from.
-        parts: see `fit`.
 
     Returns:
         (epoch, metrics) of every epoch.
@@ -73,13 +79,15 @@ def train_with_workers(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     # After the settings: some are read at import.
     from ray import train
+    from ray.exceptions import RayError
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from focus_lab.training.watchdog import clear_stalls
 
-    clear_stalls(job.folder)
+    stalls = attempt.folder(job.folder)
+    clear_stalls(stalls)
     scratch = job.folder / _SCRATCH
     # What an earlier attempt left would make Train believe that it goes on with that run.
     shutil.rmtree(scratch, ignore_errors=True)
@@ -88,7 +96,12 @@ def train_with_workers(
     callback: Any = TuneReportCallback
     trainer: Any = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job, "origin": origin, "parts": parts, "stall_timeout_s": stall},
+        train_loop_config={
+            "job": job,
+            "attempt": attempt,
+            "origin": origin,
+            "stall_timeout_s": stall,
+        },
         torch_config=TorchConfig(
             backend="cpu:gloo,cuda:nccl" if needs["gpu"] else "gloo",
             timeout_s=int(stall + _SLACK_S),
@@ -110,8 +123,14 @@ def train_with_workers(
     try:
         history: list[tuple[int, dict[str, float]]] = trainer.fit().return_value
     except TrainingFailedError as error:
-        failure = explain_training_failure(error, job.folder, compute)
+        failure = explain_training_failure(error, stalls, compute)
         raise AttemptFailedError(failure.kind, failure.message) from None
+    except RayError as error:
+        # Of what Train runs beside the workers: its controller died, and they end with it.
+        kind = PREEMPTED if getattr(error, "preempted", False) else LOST
+        raise AttemptFailedError(
+            kind, f"what leads the workers was lost, got {_first_line(error)}"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return history
@@ -130,7 +149,8 @@ def train_worker(config: dict[str, Any]) -> Any:
     from focus_lab.training.workers import ProcessGroup
 
     rank = train.get_context().get_world_rank()
-    with Watchdog(job.folder, rank, config["stall_timeout_s"]) as watchdog:
+    attempt: Attempt = config["attempt"]
+    with Watchdog(attempt.folder(job.folder), rank, config["stall_timeout_s"]) as watchdog:
         try:
             workers = ProcessGroup(watchdog.goes_on, config["stall_timeout_s"] + _SLACK_S)
             _write_places(job.folder, workers)
@@ -143,16 +163,14 @@ def train_worker(config: dict[str, Any]) -> Any:
                 job,
                 report,
                 workers,
-                config["parts"],
+                attempt.parts,
                 lambda: train.get_preemption_info() is not None,
             )
         except Exception as error:
             failure = explain_failure(error, job.folder)
-            if isinstance(error, PreemptedError):
-                failure = Failure(PREEMPTED, _TAKEN_BACK)
-            elif failure.kind != OUT_OF_MEMORY and _is_lost_contact(error):
-                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                failure = Failure(LOST, f"another worker could not be reached, got {said[:300]}")
+            if failure.kind != OUT_OF_MEMORY and _is_lost_contact(error):
+                said = _first_line(error)
+                failure = Failure(LOST, f"another worker could not be reached, got {said}")
             raise AttemptFailedError(failure.kind, failure.message) from None
 
 
@@ -171,9 +189,11 @@ def _write_places(folder: Path, workers: Workers) -> None:
         "process": os.getpid(),
     }
     if places := workers.gather(place):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / PLACES).open("a") as file:
-            file.write(json.dumps({"at": round(time.time(), 3), "workers": places}) + "\n")
+        # On a full disk the trial goes on without the record.
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / PLACES).open("a") as file:
+                file.write(json.dumps({"at": round(time.time(), 3), "workers": places}) + "\n")
 
 
 def _is_lost_contact(error: Exception) -> bool:
@@ -191,7 +211,7 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
 
     Args:
         error: a TrainingFailedError.
-        folder: the trial's folder.
+        folder: the attempt's folder.
         compute: of the trial.
     """
     from ray.exceptions import OutOfMemoryError
@@ -199,7 +219,7 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
     from ray.train.v2.api.exceptions import ControllerError, PreemptionError
 
     if isinstance(error, PreemptionError):
-        return Failure(PREEMPTED, _TAKEN_BACK)
+        return Failure(PREEMPTED, TAKEN_BACK)
     if isinstance(error, ControllerError):
         return _no_start(error.controller_failure, compute)
     by_rank: dict[int, BaseException] = getattr(error, "worker_failures", {})
@@ -215,18 +235,27 @@ def explain_training_failure(error: Any, folder: Path, compute: ComputeSpec) -> 
     if stalled := explain_stalls(folder):
         return stalled
     if any(_is_preempted_actor(cause) for cause in causes.values()):
-        return Failure(PREEMPTED, _TAKEN_BACK)
+        return Failure(PREEMPTED, TAKEN_BACK)
     dead = {rank: c for rank, c in causes.items() if not isinstance(c, AttemptFailedError)}
-    if any(isinstance(cause, OutOfMemoryError) for cause in dead.values()):
+    if any(isinstance(c, OutOfMemoryError) or says_no_memory(str(c)) for c in dead.values()):
         return Failure(OUT_OF_MEMORY, f"worker {', '.join(map(str, dead))} exhausted its machine")
     which = ", ".join(map(str, sorted(dead or causes))) or "of an unknown rank"
     first = next(iter((dead or causes).values()), error)
-    reason = next((line for line in str(first).splitlines() if line.strip()), type(first).__name__)
-    return Failure(LOST, f"worker {which} was lost, got {reason.strip()[:300]}")
+    return Failure(LOST, f"worker {which} was lost, got {_first_line(first)}")
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says first; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300]
 
 
 def explain_stalls(folder: Path) -> Failure | None:
-    """The failure of a trial whose watchdogs found it hung, or None."""
+    """The failure of an attempt whose watchdogs found it hung, or None.
+
+    Args:
+        folder: the attempt's folder.
+    """
     from focus_lab.training.watchdog import WAITING, read_stalls, stall_file
 
     stalls = read_stalls(folder)

@@ -12,25 +12,33 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LOGS = "logs"
 """Folder in a trial's folder; the files are rank-0.log, rank-1.log, …"""
 
 
 class TrialLog(io.TextIOBase):
-    """Writes lines with the time before each, and passes what is printed on."""
+    """Writes lines with the time before each, and passes what is printed on.
+
+    Talk, not results: a full disk, or one that does not answer, costs lines and no trial.
+    """
 
     def __init__(self, file: Path, passed_on: Any) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # Line by line, so that a killed worker has said all that it said.
-        self._file = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
         self._passed_on, self._open_line = passed_on, ""
+        self._file: TextIO | None = None
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            # Line by line, so that a killed worker has said all that it said.
+            self._file = file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def line(self, text: str) -> None:
         """Write lines to the file alone."""
-        for part in text.splitlines():
-            self._file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {part}\n")
+        if self._file is None:
+            return
+        with contextlib.suppress(OSError):
+            for part in text.splitlines():
+                self._file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {part}\n")
 
     def write(self, text: str) -> int:
         """Take what is printed."""
@@ -49,7 +57,9 @@ class TrialLog(io.TextIOBase):
         """Write what was not ended by a line break, and close the file."""
         if self._open_line:
             self.line(self._open_line)
-        self._file.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 @contextlib.contextmanager

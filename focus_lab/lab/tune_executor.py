@@ -2,9 +2,10 @@
 
 Those of several workers start them from there.
 
-Tune sees trial ids only. It schedules and restarts lost workers; what a trial is, how far it came
-and how it ended is known to the store, the trial's folder and the tracker. Nothing is restored from
-Tune's own state: after the death of the driver a new Tuner gets the trials that are not done.
+Tune sees trial ids only. It schedules and starts processes; what a trial is, how far it came and
+how it ended is known to the store, the trial's folder and the tracker, and whether it is started
+again is decided by our relay. Nothing is restored from Tune's own state: after the death of the
+driver a new Tuner gets the trials that are not done.
 """
 
 from __future__ import annotations
@@ -15,26 +16,18 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import focus_lab
 from focus_lab.errors import ClusterUnreachableError, FocusLabError, UserError
 from focus_lab.lab.executor import Listener, TrialJob
-from focus_lab.lab.failure import LOST, Failure, explain_failure
 from focus_lab.lab.head_watch import HeadWatch
 from focus_lab.lab.recovery import Recovery
-from focus_lab.lab.train_workers import (
-    EPOCH,
-    METRICS,
-    AttemptFailedError,
-    explain_stalls,
-    train_with_workers,
-)
+from focus_lab.lab.tune_trial import TRIAL_ID, train_trial
 from focus_lab.specs.training import ComputeSpec, TrainingSpec
 
-OUTCOME, FAILURE, HISTORY, AGAIN = "outcome", "failure", "history", "again"
 _HEAD = "node:__internal_head__"
 """A resource of Ray's head node. A trial that only waits for its workers takes a little of it and
 no CPU: a share of one would leave rooms too small for a worker."""
@@ -127,15 +120,8 @@ class TuneExecutor:
         """
         if not self._started:
             return 1
-        import ray
 
-        needs = self._needs()
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        workers = sum(
-            min(int(node["Resources"].get(name.upper(), 0.0) / n) for name, n in needs.items() if n)
-            for node in nodes
-            if node["Alive"]
-        )
+        workers = self._room(self._needs())
         # All workers of a trial start at once or not at all: trials are counted by whole gangs.
         trials = workers // self._compute.workers
         if trials == 0 and self._address is None:
@@ -144,7 +130,20 @@ class TuneExecutor:
                 f"{self._compute.workers} workers; there is room for {workers}"
             )
         # A cluster may grow; whether it does within compute.placement_timeout_s is seen then.
+        if trials == 0 and self._side_by_side:
+            return self._side_by_side
         return max(1, min(trials, self._side_by_side or trials))
+
+    def _room(self, needs: Mapping[str, float]) -> int:
+        """How many workers fit on the machines that are there, if nobody else used them."""
+        import ray
+
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        return sum(
+            min(int(node["Resources"].get(name.upper(), 0.0) / n) for name, n in needs.items() if n)
+            for node in nodes
+            if node["Alive"]
+        )
 
     def _needs(self) -> dict[str, float]:
         """Resources of a worker.
@@ -160,7 +159,10 @@ class TuneExecutor:
         compute = self._compute
         total = ray.cluster_resources()  # type: ignore[no-untyped-call]
         gpus = compute.gpus_per_worker
-        if not gpus and compute.device != "cpu" and total.get("GPU"):
+        # A cluster that is told to use GPUs may have none before it is asked for one.
+        if not gpus and (
+            compute.device == "cuda" or (compute.device == "auto" and total.get("GPU"))
+        ):
             gpus = 1.0
         needs = {"cpu": compute.cpus_per_worker, "gpu": gpus}
         for name, wanted in needs.items():
@@ -184,15 +186,25 @@ class TuneExecutor:
         """The result of a function, called on a machine that has room for a worker.
 
         Raises:
-            FocusLabError: the function failed, or its process was lost.
+            FocusLabError: the function failed, its process was lost, or it did not answer in time.
         """
         self.start()
         import ray
 
         needs = self._needs()
         remote = ray.remote(num_cpus=needs["cpu"], num_gpus=needs["gpu"])(function)
+        # As long as a trial may wait for room, and then stand still.
+        patience = self._compute.placement_timeout_s + self._compute.stall_timeout_s
+        answer = remote.remote(*arguments)
         try:
-            return cast(T, ray.get(remote.remote(*arguments)))
+            return cast(T, ray.get(answer, timeout=patience))
+        except ray.exceptions.GetTimeoutError:
+            ray.cancel(answer, force=True)
+            raise FocusLabError(
+                "compute.placement_timeout_s: what was to be measured had no room or no end, got "
+                f"no answer within {patience:g} s; add machines, lower what a worker needs, or "
+                "wait longer"
+            ) from None
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, FocusLabError):
@@ -214,11 +226,20 @@ class TuneExecutor:
         from ray import tune
 
         self.start()
+        from focus_lab.lab.relay import GaveUp, Order, Quiet, Relay
+
         by_id = {job.trial_id: job for job in jobs}
         scratch = Path(tempfile.mkdtemp(prefix="focus-lab-tune-"))
         needs = self._needs()
         several = self._compute.workers > 1
-        relay = _make_relay(listener, by_id)
+        recoveries = {job.trial_id: self._recovery(job) for job in jobs}
+        relay = Relay(listener, by_id, recoveries, self._compute)
+        if self._room(needs) < self._compute.workers and self._address is not None:
+            listener.note(
+                f"compute.workers: no machines have room for a trial yet, got "
+                f"{self._room(needs)} of {self._compute.workers} workers; waiting for machines, "
+                f"{self._compute.placement_timeout_s:g} s at most (compute.placement_timeout_s)"
+            )
         handler = signal.getsignal(signal.SIGINT)
         address = ray.get_runtime_context().gcs_address
         try:
@@ -228,14 +249,16 @@ class TuneExecutor:
                         tune.with_parameters(
                             train_trial,
                             jobs=by_id,
+                            attempts={name: past.attempt for name, past in recoveries.items()},
                             compute=self._compute,
                             needs=needs,
                             origin=Path.cwd(),
                         ),
                         {"cpu": 0.0, _HEAD: 0.001} if several else needs,
                     ),
-                    param_space={"trial_id": tune.grid_search(list(by_id))},
+                    param_space={TRIAL_ID: tune.grid_search(list(by_id))},
                     tune_config=tune.TuneConfig(
+                        scheduler=Order(relay),
                         reuse_actors=True,
                         max_concurrent_trials=(
                             self.concurrent_trials if several else self._side_by_side
@@ -245,8 +268,10 @@ class TuneExecutor:
                         name="trials",
                         storage_path=str(scratch),
                         verbose=0,
-                        callbacks=[relay],
-                        failure_config=tune.FailureConfig(max_failures=self._compute.max_failures),
+                        callbacks=[relay, Quiet()],
+                        stop=GaveUp(relay),
+                        # Without end by itself: the relay ends it.
+                        failure_config=tune.FailureConfig(max_failures=-1),
                     ),
                 ).fit()
         except Exception as error:
@@ -261,83 +286,10 @@ class TuneExecutor:
             # Tune catches Ctrl-C, stops its trials and returns as if all were well.
             raise KeyboardInterrupt
 
-
-def train_trial(
-    config: dict[str, Any],
-    jobs: dict[str, TrialJob],
-    compute: ComputeSpec,
-    needs: dict[str, float],
-    origin: Path,
-) -> None:
-    """Tune's trainable, in an actor. Errors are outcomes: only lost processes are Tune's business.
-
-    Args:
-        config: names the trial.
-        jobs: by trial id.
-        compute: of all trials.
-        needs: CPUs and GPUs of a worker.
-        origin: the driver's folder, which relative paths of specs start from.
-    """
-    from ray import tune
-
-    job = jobs[config["trial_id"]]
-    if origin.is_dir():
-        # Tune has changed to a folder of its own.
-        os.chdir(origin)
-    training = TrainingSpec.model_validate(job.spec["training"])
-    images = training.batch_size // compute.workers // training.accumulation
-    recovery = Recovery(job.folder, compute, max(1, images))
-    while True:
-        failure = _attempt(job, compute, needs, origin, recovery.parts)
-        if failure is None:
-            return
-        decision = recovery.decide(failure)
-        told = {"kind": decision.kind, "message": decision.failure.message}
-        if decision.action == "fail":
-            tune.report({OUTCOME: FAILURE, FAILURE: told})
-            return
-        tune.report({AGAIN: told})
-
-
-def _attempt(
-    job: TrialJob, compute: ComputeSpec, needs: dict[str, float], origin: Path, parts: int
-) -> Failure | None:
-    """Train to the end and report it, or answer why not."""
-    from ray import tune
-
-    try:
-        if compute.workers > 1:
-            history = train_with_workers(job, compute, needs, origin, parts)
-        else:
-            history = _train_alone(job, compute, parts)
-    except AttemptFailedError as error:
-        return error.failure
-    except Exception as error:
-        # Ends with its traceback, which holds the tensors of an attempt that was too large.
-        return explain_failure(error, job.folder)
-    tune.report({OUTCOME: "success", HISTORY: history})
-    return None
-
-
-def _train_alone(
-    job: TrialJob, compute: ComputeSpec, parts: int
-) -> list[tuple[int, dict[str, float]]]:
-    """Train in this process."""
-    from ray import tune
-
-    from focus_lab.lab.worker import carry_out
-    from focus_lab.training.watchdog import Watchdog, clear_stalls
-    from focus_lab.training.workers import Workers
-
-    clear_stalls(job.folder)
-    with Watchdog(job.folder, 0, compute.stall_timeout_s) as watchdog:
-
-        def report(epoch: int, metrics: dict[str, float]) -> None:
-            # Until the driver has taken it: that may wait for the tracker.
-            with watchdog.resting():
-                tune.report({EPOCH: epoch, METRICS: metrics})
-
-        return carry_out(job, report, Workers(watchdog=watchdog.goes_on), parts)
+    def _recovery(self, job: TrialJob) -> Recovery:
+        training = TrainingSpec.model_validate(job.spec["training"])
+        images = -(-training.batch_size // (self._compute.workers * training.accumulation))
+        return Recovery(job.folder, self._compute, images)
 
 
 def _init(settings: dict[str, Any]) -> None:
@@ -357,65 +309,3 @@ def _init(settings: dict[str, Any]) -> None:
 def _lines(error: BaseException) -> list[str]:
     """What an error says; its kind where it says nothing."""
     return str(error).strip().splitlines() or [type(error).__name__]
-
-
-def _make_relay(listener: Listener, jobs: dict[str, TrialJob]) -> Any:
-    """Tune's callback that tells the listener; made here, because its base class needs ray."""
-    from ray.tune import Callback as TuneCallback
-
-    class Relay(TuneCallback):
-        def __init__(self) -> None:
-            self.open = set(jobs)
-            self.error: Exception | None = None
-
-        def __reduce__(self) -> tuple[type[TuneCallback], tuple[()]]:
-            # Tune pickles its callbacks into a state that is never restored.
-            return TuneCallback, ()
-
-        def _tell(self, call: Callable[..., None], *what: Any) -> None:
-            try:
-                call(*what)
-            except Exception as error:
-                self.error = error
-                raise
-
-        def on_trial_start(
-            self, iteration: int, trials: list[Any], trial: Any, **info: Any
-        ) -> None:
-            # A process may die between its trial's last word and its own end: Tune starts it again.
-            if trial.config["trial_id"] in self.open:
-                self._tell(listener.started, trial.config["trial_id"])
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            trial_id = trial.config["trial_id"]
-            if trial_id not in self.open:
-                return
-            if OUTCOME not in result:
-                if AGAIN in result:
-                    self._tell(listener.again, trial_id, Failure(**result[AGAIN]))
-                elif EPOCH in result:
-                    self._tell(listener.epoch, trial_id, result[EPOCH], result[METRICS])
-                return
-            self.open.discard(trial_id)
-            if result[OUTCOME] == FAILURE:
-                self._tell(listener.failed, trial_id, Failure(**result[FAILURE]))
-            else:
-                self._tell(listener.succeeded, trial_id, result[HISTORY])
-
-        def on_trial_error(
-            self, iteration: int, trials: list[Any], trial: Any, **info: Any
-        ) -> None:
-            trial_id = trial.config["trial_id"]
-            if trial_id in self.open:
-                self.open.discard(trial_id)
-                message = (
-                    "compute.max_failures: the worker was lost too often, got "
-                    f"{trial.num_failures} times; look for a full memory or a node that went away, "
-                    "then run the same command"
-                )
-                failure = explain_stalls(jobs[trial_id].folder) or Failure(LOST, message)
-                self._tell(listener.failed, trial_id, failure)
-
-    return Relay()

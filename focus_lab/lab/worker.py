@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from focus_lab.specs.experiment import TrialSpec
 from focus_lab.training.fit import fit
 from focus_lab.training.folder import SPOOL, storage_url
 from focus_lab.training.storage import Storage
+from focus_lab.training.whole_file import whole_file
 from focus_lab.training.workers import ALONE, Workers
 
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -50,14 +52,13 @@ class WorkerReporter:
         self._on_epoch(epoch, metrics)
 
     def progress(self, epoch: int, step: int, steps: int, loss: float) -> None:
-        """Write it for the live table; whole or not at all."""
+        """Write it for the live table, if the disk lets it; whole or not at all."""
         self._log.line(f"epoch {epoch}  step {step}/{steps}  loss {loss:.4g}")
         if not self._writes:
             return
         content = {"epoch": epoch, "step": step, "steps": steps, "loss": loss, "at": time.time()}
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(content))
-        partial.replace(self._path)
+        with contextlib.suppress(OSError), whole_file(self._path) as partial:
+            partial.write_text(json.dumps(content))
 
 
 def carry_out(

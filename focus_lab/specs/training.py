@@ -179,7 +179,7 @@ class ComputeSpec(Spec):
     """Folder or URL (fsspec: s3://…, gs://…) that checkpoints are copied to in the background, for
     machines that share no file system; null keeps them in the trial's folder alone."""
     max_failures: NonNegativeInt = 2
-    """How often a trial that lost a worker, or whose workers hung, is started again."""
+    """How often a trial that lost a worker, or whose workers hung, is started again in a sweep."""
     max_preemptions: NonNegativeInt = 20
     """How often a trial is started again after its machine was taken back with notice."""
     halve_on_out_of_memory: bool = False
@@ -188,7 +188,8 @@ class ComputeSpec(Spec):
     stall_timeout_s: Seconds = 1800.0
     """Seconds without a step, by any worker, after which a trial counts as hung."""
     placement_timeout_s: Seconds = 600.0
-    """Seconds that a trial of several workers waits for room for all of them at once."""
+    """Seconds that trials wait for room: one of several workers, which start at once, while no
+    other of the sweep takes room; and all of the sweep, while none runs."""
 
     @field_validator("gpus_per_worker")
     @classmethod

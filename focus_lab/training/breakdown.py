@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pycocotools import mask
 
 from focus_lab.training.scoring import Found, Scores
+from focus_lab.training.whole_file import whole_file
 
 FILE = "breakdown.json"
 CONFUSION_IOU = 0.5
@@ -43,10 +44,9 @@ def write_breakdown(truth: dict[str, Any], found: Found, scores: Scores, folder:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
-    partial = path.with_name(f"{FILE}.partial")
     content = _curves(truth, scores) | {"confusion": _confusion(truth, found)}
-    partial.write_text(json.dumps(content, separators=(",", ":")))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(content, separators=(",", ":")))
     return path
 
 

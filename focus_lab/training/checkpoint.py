@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -15,11 +16,14 @@ import torch
 from focus_lab.errors import OutputError, WeightsError
 from focus_lab.training.folder import BEST
 from focus_lab.training.reporter import Metrics
+from focus_lab.training.whole_file import whole_file
 
 KEPT = 2
 """Newest checkpoints that stay: one may be torn by what ended the process."""
 
 _NAME = re.compile(r"step_(\d{9})\.pt")
+_BROKEN = ".broken"
+"""Ends the names of files that could not be read."""
 
 
 def step_of(name: str) -> int | None:
@@ -69,12 +73,14 @@ def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
         write(checkpoint, path)
     except OutputError:
         older = [file for file in _files(folder) if file != path][1:]
+        older += folder.glob(f"*{_BROKEN}")
         if not older:
             raise
         for old in older:
             old.unlink(missing_ok=True)
         write(checkpoint, path)
-    for old in _files(folder)[KEPT:]:
+    # Never the one just written, whatever newer names there are: those nobody could go on from.
+    for old in [file for file in _files(folder) if file != path][KEPT - 1 :]:
         old.unlink(missing_ok=True)
     if best:
         keep_as_best(path)
@@ -83,14 +89,13 @@ def save(checkpoint: Checkpoint, folder: Path, *, best: bool = False) -> Path:
 
 def keep_as_best(path: Path) -> Path:
     """Keep a checkpoint beside its name as the best one; returns where."""
-    partial, kept = path.with_name(f"{BEST}.partial"), path.with_name(BEST)
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(path, partial)
-    except OSError:
-        # A file system without links.
-        shutil.copyfile(path, partial)
-    partial.replace(kept)
+    kept = path.with_name(BEST)
+    with whole_file(kept) as partial:
+        try:
+            os.link(path, partial)
+        except OSError:
+            # A file system without links.
+            shutil.copyfile(path, partial)
     return kept
 
 
@@ -100,16 +105,13 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OutputError: the place cannot be written or the disk is full.
     """
-    partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with whole_file(path) as partial, partial.open("wb") as file:
             torch.save(vars(checkpoint), file)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(
             f"{path}: the checkpoint cannot be written, got {error}; free space or choose --out DIR"
         ) from error
@@ -133,6 +135,9 @@ def load(path: Path) -> Checkpoint:
         raise WeightsError(
             f"{path}: no such checkpoint; trials keep theirs under checkpoints/"
         ) from None
+    except MemoryError:
+        # Says nothing of the file.
+        raise
     except Exception as error:
         # A torn file may break the reader in any way.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -150,6 +155,26 @@ def latest(folder: Path) -> Checkpoint | None:
         except WeightsError:
             continue
     return None
+
+
+def load_or_put_aside(path: Path) -> Checkpoint | None:
+    """Read a checkpoint to go on from; one that is broken gets another name.
+
+    Under its own it would count among the newest that are kept, in place of a whole one.
+    """
+    try:
+        return load(path)
+    except WeightsError as error:
+        # A disk that does not answer says nothing of the file.
+        if not isinstance(error.__cause__, OSError):
+            with contextlib.suppress(OSError):
+                path.replace(path.with_name(path.name + _BROKEN))
+        return None
+
+
+def resumed(folder: Path) -> Checkpoint | None:
+    """The newest whole checkpoint, after those that are broken were put aside."""
+    return next((saved for path in _files(folder) if (saved := load_or_put_aside(path))), None)
 
 
 def newest_and_best(folder: Path) -> list[Path]:

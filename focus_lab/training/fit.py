@@ -38,11 +38,13 @@ from focus_lab.training.folder import (
 from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
 from focus_lab.training.machine import MachineLoad
 from focus_lab.training.manifest import check_same_everywhere, input_digests, manifest_of
+from focus_lab.training.notice import NoticeTimes
 from focus_lab.training.optimization import LearningRate, build_optimizer, load_optimizer_state
 from focus_lab.training.reporter import Metrics, Reporter
 from focus_lab.training.samples import write_samples
 from focus_lab.training.scoring import check_evaluator
 from focus_lab.training.storage import Storage, checkpoint_name
+from focus_lab.training.whole_file import sweep_partials, whole_file
 from focus_lab.training.workers import ALONE, Workers
 
 log = logging.getLogger(__name__)
@@ -104,19 +106,18 @@ def fit(
     saved = None
     if workers.first:
         make_folder(folder)
+        for place in (folder, checkpoint_folder(folder)):
+            sweep_partials(place)
         if storage:
             storage.fetch(MANIFEST, folder)
             for of_ratio in ("", *map(reading, _other_ratios(spec))):
                 storage.fetch(f"{SAMPLES}/{of_ratio}{BREAKDOWN}", folder)
-            storage.fetch_checkpoint(checkpoint_folder(folder))
-            # What ended the attempt before may have come before it was sent.
-            for path in checkpoints.newest_and_best(checkpoint_folder(folder)):
-                storage.send(path, checkpoint_name(path))
-        saved = checkpoints.latest(checkpoint_folder(folder))
+        saved = _resumed(checkpoint_folder(folder), storage)
         if saved is None:
             manifest = manifest_of(spec, model, train_set, val_set, workers)
             manifest["started_afresh"] = fresh
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            with whole_file(folder / MANIFEST) as partial:
+                partial.write_text(json.dumps(manifest, indent=1))
         else:
             check_same_inputs(folder, digests)
         if storage and (folder / MANIFEST).is_file():
@@ -149,6 +150,8 @@ def fit(
         trial.history.append((epoch, metrics))
         if epoch == spec.training.epochs or epoch % spec.compute.checkpoint_every == 0:
             trial.save()
+        elif trial.is_best():
+            trial.save_best()
         reporter.report(epoch, metrics)
     if trial.progress.epoch < spec.training.epochs:
         trial.save()
@@ -162,6 +165,23 @@ def fit(
         if storage:
             storage.send_folder(folder / SAMPLES, SAMPLES)
     return TrialResult(trial.history)
+
+
+def _resumed(folder: Path, storage: Storage | None) -> Checkpoint | None:
+    """The newest whole checkpoint, here or in the storage."""
+    here = checkpoints.resumed(folder)
+    if storage is None:
+        return here
+    for path in storage.newer_checkpoints(folder, here.step if here else -1):
+        if found := checkpoints.load_or_put_aside(path):
+            # The best one here is of an earlier attempt than the one there.
+            storage.fetch(checkpoint_name(folder / BEST), folder.parent, again=True)
+            return found
+        storage.put_aside(path.name)
+    # What ended the attempt before may have come before it was sent.
+    for path in checkpoints.newest_and_best(folder):
+        storage.send(path, checkpoint_name(path))
+    return here
 
 
 class _Trial:
@@ -185,6 +205,7 @@ class _Trial:
         self.reporter = reporter
         self.folder, self.samples = checkpoint_folder(folder), folder / SAMPLES
         self.workers, self.storage = workers, storage
+        self.notice = NoticeTimes(workers)
         self.progress = Progress()
         self.history: list[tuple[int, Metrics]] = []
         loader = build_train_loader(
@@ -289,9 +310,13 @@ class _Trial:
             mean = self.loop.mean_loss(progress)
             steps = self.loop.steps_per_epoch
             self.reporter.progress(progress.epoch + 1, progress.batch, steps, mean)
-            if self.reporter.should_stop():
-                self.save()
-                raise PreemptedError
+        if self.notice.is_due(progress.step) and self.reporter.should_stop():
+            self.save()
+            if self.storage:
+                self.storage.flush()
+            # The first worker that leaves ends the others: they wait until all is sent.
+            self.workers.broadcast(None)
+            raise PreemptedError
         every = spec.compute.checkpoint_every_steps
         if every is not None and progress.step % every == 0:
             self.save()
@@ -302,7 +327,27 @@ class _Trial:
         self.loop.collect(self.progress)
         if not self.workers.first:
             return
-        checkpoint = Checkpoint(
+        best = self.is_best()
+        path = checkpoints.save(self._checkpoint(), self.folder, best=best)
+        if self.storage:
+            self.storage.send(path, checkpoint_name(path))
+        if best:
+            self._send_best()
+
+    def save_best(self) -> None:
+        """Write the checkpoint of the best epoch so far, which nothing goes on from."""
+        self.workers.goes_on("saving a checkpoint")
+        if self.workers.first:
+            checkpoints.write(self._checkpoint(), self.folder / BEST)
+            self._send_best()
+
+    def _send_best(self) -> None:
+        if self.storage:
+            self.storage.send(self.folder / BEST, checkpoint_name(self.folder / BEST))
+
+    def _checkpoint(self) -> Checkpoint:
+        """Everything, as it stands."""
+        return Checkpoint(
             spec=self.spec.model_dump(mode="json"),
             class_names=list(self.val_set.class_names),
             epoch=self.progress.epoch,
@@ -315,15 +360,8 @@ class _Trial:
             ema=self.average.state if self.average else None,
             scaler=self.loop.scaler.state_dict(),
         )
-        best = self._is_best()
-        path = checkpoints.save(checkpoint, self.folder, best=best)
-        if self.storage:
-            self.storage.send(path, checkpoint_name(path))
-            if best:
-                kept = path.with_name(BEST)
-                self.storage.send(kept, checkpoint_name(kept))
 
-    def _is_best(self) -> bool:
+    def is_best(self) -> bool:
         """Whether the epoch that has just ended has the highest AP of all."""
         found = [metrics["coco/AP"] for _, metrics in self.history if "coco/AP" in metrics]
         just_ended = self.progress.batch == 0 and bool(self.history)
@@ -347,6 +385,11 @@ class _Trial:
         averages = saved.averages if self.workers.first else {}
         self.progress = Progress(saved.epoch, saved.batch, saved.step, averages)
         self.history = list(saved.history)
+        newest = checkpoints.latest_path(self.folder)
+        if self.workers.first and newest and self.is_best():
+            # What ended the attempt before may have come before it was kept as such.
+            checkpoints.keep_as_best(newest)
+            self._send_best()
 
 
 def _without_compute(spec: dict[str, Any]) -> dict[str, Any]:

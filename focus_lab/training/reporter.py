@@ -18,7 +18,7 @@ class Reporter(Protocol):
         """`step` of `steps` of the running epoch is done; called now and then."""
 
     def should_stop(self) -> bool:
-        """Whether the machine is about to be taken back; asked as often as `progress` is told.
+        """Whether the machine is about to be taken back; asked every few seconds.
 
         Every worker asks at the same steps, and all get the same answer.
         """

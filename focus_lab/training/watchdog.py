@@ -26,7 +26,7 @@ _TELL_S = 10.0
 
 
 def clear_stalls(folder: Path) -> None:
-    """Forget the hung workers of an earlier attempt."""
+    """Forget the hung workers of an attempt whose driver died before it was written down."""
     for path in folder.glob("stalled-*.txt"):
         path.unlink(missing_ok=True)
 
@@ -45,7 +45,7 @@ class Watchdog:
     """Watches that a worker says often enough that it goes on.
 
     Args:
-        folder: the trial's folder.
+        folder: the attempt's folder.
         rank: this worker.
         timeout_s: seconds of silence that are too many.
         leave: called at last; must not return in earnest.
@@ -123,7 +123,7 @@ class Watchdog:
 
 
 def read_stalls(folder: Path) -> dict[int, dict[str, Any]]:
-    """Rank -> {doing, seconds} of the workers of a trial that were found hung."""
+    """Rank -> {doing, seconds} of the workers of an attempt that were found hung."""
     found: dict[int, dict[str, Any]] = {}
     for path in folder.glob("stalled-*.txt"):
         try:

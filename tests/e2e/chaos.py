@@ -23,11 +23,12 @@ from processes import family_of, is_alive
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 180.0
 TRIAL_ACTOR, TRAIN_WORKER = "ray::ImplicitFunc", "RayTrainWorker"
+CONTROLLER = "ray::TrainController"
 
 _UP = "Ray runtime started"
 VICTIMS = ("worker", "trial", "driver", "node", "mlflow", "store")
-"""What is killed: a training process, the process of a trial, the sweep's own command, a Ray node,
-the tracker, the database."""
+"""What is killed: a training process, the process of a trial or what leads its workers, the sweep's
+own command, a Ray node, the tracker, the database."""
 
 
 def wait_until(done: Callable[[], bool], what: str, seconds: float = _START_SECONDS) -> None:
@@ -259,7 +260,7 @@ def strike(lab: Place, sweep: Sweep, victim: str, rng: random.Random) -> bool:
     """Kill something, and start again what nobody else would; False if the sweep has ended."""
     pause = rng.uniform(0.5, 8.0)
     if victim in ("worker", "trial"):
-        names = {"worker": (TRAIN_WORKER, TRIAL_ACTOR), "trial": (TRIAL_ACTOR,)}[victim]
+        names = (TRIAL_ACTOR, TRAIN_WORKER if victim == "worker" else CONTROLLER)
         found: list[int] = []
 
         def there() -> bool:

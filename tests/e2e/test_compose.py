@@ -270,7 +270,7 @@ ray.init(address="ray-head:6379", log_to_driver=False, logging_level="ERROR")
 def where():
     return socket.gethostname(), (home / "pictures" / "one.txt").read_text()
 
-@ray.remote(num_cpus=0, resources={"trial_slot": 1})
+@ray.remote(num_cpus=0, resources={"node:__internal_head__": 0.001})
 def driver():
     return socket.gethostname()
 

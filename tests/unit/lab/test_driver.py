@@ -408,6 +408,7 @@ def test_an_attempt_that_goes_on_by_itself_is_counted_and_told(
     def twice(trial_id: str, listener: Listener) -> None:
         listener.started(trial_id)
         listener.again(trial_id, Failure("WorkerLost", "worker 1 was lost; going on"))
+        listener.started(trial_id)
         listener.succeeded(trial_id, HISTORY)
 
     made = record(0.1)
@@ -471,6 +472,33 @@ def test_weak_trials_stop_early_also_after_a_restart(
         bench.tracker.runs[trial.tracking_run_id or ""].curves["coco/AP"][-1][0] for trial in trials
     ]
     assert epochs == [3, 1, 1, 3]
+
+
+def test_where_folders_are_not_shared_nothing_stops_and_the_sweep_goes_on(
+    bench: Bench, store: Store, tmp_path: Path, tiny_experiment: Callable[..., ExperimentSpec]
+) -> None:
+    class Elsewhere(FakeExecutor):
+        """Trains where the driver sees no file of it."""
+
+        def run(self, jobs: Sequence[TrialJob], listener: Listener) -> None:
+            for job, ap in zip(jobs, (0.5, 0.2), strict=True):
+                history = [(epoch, {"coco/AP": ap}) for epoch in range(1, EPOCHS + 1)]
+                listener.started(job.trial_id)
+                for told in history:
+                    listener.epoch(job.trial_id, *told)
+                listener.succeeded(job.trial_id, history)
+
+    spec = tiny_experiment(
+        "elsewhere",
+        training={"epochs": EPOCHS},
+        sweep={
+            "axes": {"model.token_selection.keep_ratio": [0.1, 0.2]},
+            "early_stopping": {"kind": "asha", "reduction": 2},
+        },
+    )
+    made = store.record(spec, plan(spec), tmp_path / "elsewhere")
+    bench.drive(made, Elsewhere())
+    assert [trial.state for trial in store.trials(made.id)] == [S, S]
 
 
 def test_a_sweep_that_does_not_stop_early_forgets_that_another_did(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from focus_lab.errors import DataError, NonFiniteLossError
+from focus_lab.errors import DataError, NonFiniteLossError, StorageUnreachableError
 from focus_lab.lab import worker
 from focus_lab.lab.executor import InProcessExecutor, TrialJob
-from focus_lab.lab.failure import ERROR_LOG, Failure, explain_failure
+from focus_lab.lab.failure import ERROR_LOG, MEMORY, Failure, explain_failure
 from focus_lab.lab.progress import PROGRESS, TrialProgress
 from focus_lab.lab.trial_log import TrialLog
 from focus_lab.lab.worker import WorkerReporter
@@ -97,7 +98,15 @@ def test_an_unexpected_error_leaves_its_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA out of memory. Tried to allocate"), MemoryError("Out of memory")]
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("unable to mmap 8 bytes: Cannot allocate memory (12)"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        MemoryError("Unable to allocate 9 TiB for an array"),
+        MemoryError(),
+    ],
 )
 def test_exhausted_memory_comes_with_advice(
     error: Exception,
@@ -118,7 +127,45 @@ def test_exhausted_memory_comes_with_advice(
     InProcessExecutor().run([job(tmp_path, "a", tiny_trial())], Listening())
     [failure] = failures
     assert failure.kind == "OutOfMemory"
-    assert failure.message.startswith(f"memory is exhausted, got {error}; lower training.batch")
+    profile = tmp_path / "a" / MEMORY
+    said = str(error) or "MemoryError"
+    assert failure.message.startswith(f"memory is exhausted, got {said}; the worker held ")
+    assert f" MiB ({profile}); lower training.batch_size" in failure.message
+    assert "MiB at most" in profile.read_text()
+
+
+def test_nothing_is_announced_that_is_not_done(
+    tmp_path: Path, tiny_trial: Callable[..., TrialSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def carry_out(*_: object) -> None:
+        raise StorageUnreachableError("compute.storage: x does not answer")
+
+    monkeypatch.setattr(worker, "carry_out", carry_out)
+    told: list[Failure] = []
+    listener = Told()
+    monkeypatch.setattr(listener, "failed", lambda trial_id, failure: told.append(failure))
+    InProcessExecutor().run([job(tmp_path, "a", tiny_trial())], listener)
+    assert [failure.message for failure in told] == ["compute.storage: x does not answer"]
+
+
+def test_a_full_disk_is_a_sentence_wherever_it_was_met(tmp_path: Path) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "samples/samples.json")
+    failure = explain_failure(error, tmp_path)
+    assert failure == Failure(
+        "OutputError",
+        f"samples/samples.json: the disk is full, got {error}; "
+        "free space or choose another --out DIR",
+    )
+
+
+def test_a_disk_that_takes_no_progress_costs_no_trial(
+    tiny_trial: Callable[..., TrialSpec], tmp_path: Path
+) -> None:
+    (tmp_path / "a").touch()
+    log = TrialLog(tmp_path / "rank-0.log", sys.stderr)
+    nowhere = job(tmp_path / "a", "b", tiny_trial())
+    WorkerReporter(nowhere, lambda epoch, metrics: None, ALONE, log).progress(1, 3, 4, 2.5)
+    log.close()
 
 
 def test_a_place_that_cannot_be_written_hides_no_failure(tmp_path: Path) -> None:

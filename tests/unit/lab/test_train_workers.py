@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, STALLED, Failure
+from focus_lab.lab.executor import TrialJob
+from focus_lab.lab.failure import LOST, NO_ROOM, OUT_OF_MEMORY, PREEMPTED, STALLED, Failure
+from focus_lab.lab.recovery import Attempt
 from focus_lab.lab.train_workers import (
     AttemptFailedError,
     explain_stalls,
     explain_training_failure,
+    train_with_workers,
 )
 from focus_lab.specs.training import ComputeSpec
 from focus_lab.training.watchdog import WAITING, stall_file
@@ -63,6 +66,41 @@ def test_a_machine_without_memory_is_named_as_such(tmp_path: Path) -> None:
     cause = WorkerHealthCheckFailedError("", OutOfMemoryError("killed"))
     found = explain(tmp_path, rank1=cause)
     assert found == Failure(OUT_OF_MEMORY, "worker 1 exhausted its machine")
+
+
+def test_a_worker_that_ray_ended_for_its_memory_is_not_lost(tmp_path: Path) -> None:
+    found = explain(tmp_path, rank1=dead("Worker killed due to the node running low on memory"))
+    assert found == Failure(OUT_OF_MEMORY, "worker 1 exhausted its machine")
+
+
+@pytest.mark.parametrize(("preempted", "kind"), [(False, LOST), (True, PREEMPTED)])
+def test_the_death_of_what_leads_the_workers_is_a_lost_worker(
+    preempted: bool, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray import train
+    from ray.exceptions import RayActorError
+    from ray.train import torch
+    from ray.tune.integration import ray_train
+
+    class Trainer:
+        def __init__(self, *_: object, **__: object) -> None:
+            """Takes anything."""
+
+        def fit(self) -> None:
+            raise RayActorError(error_msg="The actor died unexpectedly", preempted=preempted)
+
+    monkeypatch.setattr(torch, "TorchTrainer", Trainer)
+    monkeypatch.setattr(ray_train, "TuneReportCallback", lambda: None)
+    monkeypatch.setattr(train, "RunConfig", lambda **_: None)
+    for name in ("WORKER_GROUP_START", "COLLECTIVE", "WORKER_HEALTH_CHECK"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}_TIMEOUT_S", "1")
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    job = TrialJob("a", "a", {}, tmp_path)
+    with pytest.raises(AttemptFailedError) as caught:
+        train_with_workers(job, Attempt(), COMPUTE, {"cpu": 1.0, "gpu": 0.0}, tmp_path)
+    assert caught.value.failure == Failure(
+        kind, "what leads the workers was lost, got The actor died unexpectedly"
+    )
 
 
 def test_a_hung_worker_is_named_and_not_those_that_waited_for_it(tmp_path: Path) -> None:

@@ -30,6 +30,23 @@ def test_what_is_printed_is_kept_and_passed_on(
     assert capsys.readouterr().err == "half a line\nand an open one"
 
 
+def test_a_full_disk_costs_lines_and_no_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no file that is always full")
+    (tmp_path / LOGS).mkdir()
+    (tmp_path / LOGS / "rank-0.log").symlink_to("/dev/full")
+    with trial_log(tmp_path, 0, "a") as log:
+        log.line("not written")
+        sys.stderr.write("passed on\n")
+    assert capsys.readouterr().err == "passed on\n"
+    # Nor does one on which no file can be made.
+    (tmp_path / "file").touch()
+    with trial_log(tmp_path / "file", 0, "a") as log:
+        log.line("not written")
+
+
 def test_warnings_and_errors_are_kept(tmp_path: Path) -> None:
     shown = warnings.showwarning
 

@@ -1,41 +1,16 @@
-"""What surrounds a trial under Ray Tune; no cluster is started."""
+"""Starting Ray, and what a cluster has room for; no cluster is started."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from focus_lab.errors import ClusterUnreachableError, DataError, FocusLabError
-from focus_lab.lab import worker
-from focus_lab.lab.executor import TrialJob
-from focus_lab.lab.train_workers import EPOCH, METRICS
-from focus_lab.lab.tune_executor import AGAIN, FAILURE, HISTORY, OUTCOME, TuneExecutor, train_trial
-from focus_lab.lab.tune_executor import _make_relay as make_relay
+from focus_lab.errors import ClusterUnreachableError, FocusLabError, UserError
+from focus_lab.lab.tune_executor import TuneExecutor
 from focus_lab.specs.training import ComputeSpec
 
 pytestmark = pytest.mark.slow  # importing Ray takes seconds
-
-NEEDS = {"cpu": 1.0, "gpu": 0.0}
-HISTORY_OF_TWO = [(1, {"coco/AP": 0.1}), (2, {"coco/AP": 0.2})]
-
-
-@pytest.fixture
-def jobs(tmp_path: Path) -> dict[str, TrialJob]:
-    spec = {"training": {"batch_size": 4}}
-    return {name: TrialJob(name, name, spec, tmp_path / name) for name in ("a", "b")}
-
-
-@pytest.fixture
-def reports(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    from ray import tune
-
-    told: list[dict[str, Any]] = []
-    monkeypatch.setattr(tune, "report", told.append)
-    return told
 
 
 @pytest.mark.parametrize(
@@ -75,103 +50,71 @@ def test_a_local_cluster_that_does_not_start_in_time_is_started_anew(
     assert asked == ["local", "local", "local"]
 
 
-def test_a_trial_reports_its_epochs_and_then_its_history(
-    jobs: dict[str, TrialJob],
-    reports: list[dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes an executor of a cluster with these machines."""
+    import ray
+
+    def start(
+        *machines: dict[str, float], address: str | None = "auto", **settings: Any
+    ) -> TuneExecutor:
+        total: dict[str, float] = {}
+        for machine in machines:
+            for name, size in machine.items():
+                total[name] = total.get(name, 0.0) + size
+        nodes = [{"Alive": True, "Resources": machine} for machine in machines]
+        monkeypatch.setattr(ray, "init", lambda **_: None)
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+        side_by_side = settings.pop("side_by_side", None)
+        executor = TuneExecutor(ComputeSpec(**settings), address, side_by_side=side_by_side)
+        executor.start()
+        return executor
+
+    return start
+
+
+def test_who_asks_for_gpus_asks_ray_for_them_before_there_are_any(started: Any) -> None:
+    assert started(device="cuda")._needs()["gpu"] == 1.0
+    assert started(device="cuda", gpus_per_worker=0.5)._needs()["gpu"] == 0.5
+    assert started(device="auto")._needs()["gpu"] == 0.0
+    assert started({"GPU": 2.0, "CPU": 4.0}, device="auto")._needs()["gpu"] == 1.0
+    assert started({"GPU": 2.0, "CPU": 4.0}, device="cpu")._needs()["gpu"] == 0.0
+    with pytest.raises(UserError, match=r"gpus_per_worker: no machine has room .* Ray has 0 GPUs"):
+        started({"CPU": 4.0}, device="cuda", address=None)._needs()
+
+
+def test_room_is_counted_by_machine_and_on_a_growing_cluster_as_granted(started: Any) -> None:
+    small, large = {"CPU": 3.0}, {"CPU": 8.0}
+    assert started(small, large, cpus_per_worker=4)._room({"cpu": 4.0, "gpu": 0.0}) == 2
+    assert started(small, small, cpus_per_worker=4)._room({"cpu": 4.0, "gpu": 0.0}) == 0
+    assert started(large, workers=2, cpus_per_worker=2).concurrent_trials == 2
+    # None is there yet: as many as whoever granted them will have room for.
+    assert started(workers=2, side_by_side=3).concurrent_trials == 3
+    assert started(workers=2).concurrent_trials == 1
+
+
+def test_what_is_called_and_finds_no_room_is_not_waited_for_without_end(
+    started: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def carry_out(job: TrialJob, on_epoch: Callable[..., None], *_: object) -> Any:
-        assert job is jobs["b"]
-        for epoch, metrics in HISTORY_OF_TWO:
-            on_epoch(epoch, metrics)
-        return HISTORY_OF_TWO
+    import ray
 
-    monkeypatch.setattr(worker, "carry_out", carry_out)
-    monkeypatch.chdir(tmp_path)
-    train_trial({"trial_id": "b"}, jobs, ComputeSpec(), NEEDS, origin=Path("/"))
-    assert Path.cwd() == Path("/")
-    assert reports == [
-        {EPOCH: 1, METRICS: {"coco/AP": 0.1}},
-        {EPOCH: 2, METRICS: {"coco/AP": 0.2}},
-        {OUTCOME: "success", HISTORY: HISTORY_OF_TWO},
-    ]
+    executor = started(placement_timeout_s=60, stall_timeout_s=40)
+    asked: list[float | None] = []
 
+    class Remote:
+        def remote(self, *_: object) -> str:
+            return "answer"
 
-def test_an_error_is_an_outcome_and_not_a_lost_worker(
-    jobs: dict[str, TrialJob], reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def carry_out(*_: object) -> None:
-        raise DataError("data: broken, got nothing; mend it")
+    def get(answer: str, timeout: float | None = None) -> None:
+        asked.append(timeout)
+        raise ray.exceptions.GetTimeoutError("late")
 
-    monkeypatch.setattr(worker, "carry_out", carry_out)
-    elsewhere = Path("/a folder that another machine has")
-    train_trial({"trial_id": "a"}, jobs, ComputeSpec(), NEEDS, origin=elsewhere)
-    failure = {"kind": "DataError", "message": "data: broken, got nothing; mend it"}
-    assert reports == [{OUTCOME: FAILURE, FAILURE: failure}]
-
-
-def test_exhausted_memory_goes_on_with_half_the_images_when_asked_to(
-    jobs: dict[str, TrialJob], reports: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[int] = []
-
-    def carry_out(job: TrialJob, on_epoch: object, workers: object, parts: int) -> Any:
-        seen.append(parts)
-        if parts < 4:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return HISTORY_OF_TWO
-
-    monkeypatch.setattr(worker, "carry_out", carry_out)
-    compute = ComputeSpec(halve_on_out_of_memory=True)
-    train_trial({"trial_id": "a"}, jobs, compute, NEEDS, origin=Path("/"))
-    assert seen == [1, 2, 4]
-    assert [report[AGAIN]["kind"] for report in reports[:2]] == ["OutOfMemory"] * 2
-    assert "going on with 1 instead of 2 images at a time" in reports[1][AGAIN]["message"]
-    assert reports[2] == {OUTCOME: "success", HISTORY: HISTORY_OF_TWO}
-    # A later sweep begins where this one found room.
-    seen.clear()
-    train_trial({"trial_id": "a"}, jobs, compute, NEEDS, origin=Path("/"))
-    assert seen == [4]
-
-
-class Told:
-    def __init__(self) -> None:
-        self.events: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *arguments: self.events.append((name, *arguments))
-
-
-def of(trial_id: str, failures: int = 0) -> Any:
-    return SimpleNamespace(config={"trial_id": trial_id}, num_failures=failures)
-
-
-def test_the_relay_tells_the_listener_each_thing_once(jobs: dict[str, TrialJob]) -> None:
-    told = Told()
-    relay = make_relay(told, jobs)  # type: ignore[arg-type]
-    relay.on_trial_start(0, [], of("a"))
-    relay.on_trial_result(0, [], of("a"), {EPOCH: 1, METRICS: {"x": 1.0}})
-    relay.on_trial_result(0, [], of("a"), {"training_iteration": 1})
-    relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
-    # Tune repeats the last result of a function that has returned.
-    relay.on_trial_result(0, [], of("a"), {OUTCOME: "success", HISTORY: HISTORY_OF_TWO})
-    # It starts a trial again whose process died after its last word.
-    relay.on_trial_start(0, [], of("a"))
-    assert told.events == [
-        ("started", "a"),
-        ("epoch", "a", 1, {"x": 1.0}),
-        ("succeeded", "a", HISTORY_OF_TWO),
-    ]
-    assert relay.open == {"b"}
-
-
-def test_a_worker_that_is_lost_too_often_fails_its_trial(jobs: dict[str, TrialJob]) -> None:
-    told = Told()
-    relay = make_relay(told, jobs)  # type: ignore[arg-type]
-    relay.on_trial_error(0, [], of("b", failures=3))
-    relay.on_trial_error(0, [], of("b", failures=3))
-    [(name, trial_id, failure)] = told.events
-    assert (name, trial_id, failure.kind) == ("failed", "b", "WorkerLost")
-    assert "got 3 times" in failure.message
-    assert "run the same command" in failure.message
+    cancelled: list[str] = []
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Remote())
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", lambda answer, force: cancelled.append(answer))
+    with pytest.raises(FocusLabError, match=r"placement_timeout_s: .* no answer within 100 s"):
+        executor.call(print)
+    assert asked == [100.0]
+    assert cancelled == ["answer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,82 @@ def test_a_full_disk_is_said_and_leaves_no_rest(
     with pytest.raises(OutputError, match=r"cannot be written, got .*No space.*; free space"):
         checkpoints.save(checkpoint(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_on_a_full_disk_older_checkpoints_make_room_for_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        checkpoints.save(checkpoint(step), tmp_path)
+    (tmp_path / "step_000000003.pt.broken").touch()
+    original = torch.save
+
+    def full_until_there_is_room(content: Any, file: Any) -> None:
+        if (tmp_path / "step_000000001.pt").exists():
+            file.write(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(content, file)
+
+    monkeypatch.setattr(torch, "save", full_until_there_is_room)
+    checkpoints.save(checkpoint(step=4), tmp_path)
+    # The newest whole one stayed until there was another.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "step_000000002.pt",
+        "step_000000004.pt",
+    ]
+
+
+def test_two_attempts_that_write_the_same_step_do_not_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = torch.save
+
+    def overtaken(content: Any, file: Any) -> None:
+        original(content, file)
+        monkeypatch.setattr(torch, "save", original)
+        checkpoints.save(checkpoint(step=3), tmp_path)
+
+    monkeypatch.setattr(torch, "save", overtaken)
+    checkpoints.save(checkpoint(step=3), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000003.pt"]
+
+
+def test_broken_files_are_put_aside_and_cost_no_later_checkpoint(tmp_path: Path) -> None:
+    checkpoints.save(checkpoint(step=1), tmp_path)
+    for step in (8, 9):
+        (tmp_path / f"step_{step:09d}.pt").write_bytes(b"torn")
+    # Even if nobody has looked: what was just written stays.
+    written = checkpoints.save(checkpoint(step=2), tmp_path, best=True)
+    assert written.exists()
+    (tmp_path / "step_000000008.pt").write_bytes(b"torn")
+    found = checkpoints.resumed(tmp_path)
+    assert found is not None
+    assert found.step == 2
+    assert sorted(path.name for path in tmp_path.glob("*.broken")) == [
+        "step_000000008.pt.broken",
+        "step_000000009.pt.broken",
+    ]
+    assert checkpoints.latest_path(tmp_path) == written
+
+
+def test_a_disk_that_does_not_answer_condemns_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoints.save(checkpoint(step=1), tmp_path)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(torch, "load", away)
+    assert checkpoints.resumed(tmp_path) is None
+    assert path.exists()
+
+    def exhausted(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    with pytest.raises(MemoryError):
+        checkpoints.resumed(tmp_path)
 
 
 def test_a_broken_newest_file_is_passed_over(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def scored_by(tiny_trial: MakeTrial, kind: str, **parts: Any) -> TrialSpec:
 
 
 class StoppingReporter(MemoryReporter):
-    """Asks to stop after the third step, in the middle of the second epoch."""
+    """Asks to stop after the first step, in the middle of an epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class StoppingReporter(MemoryReporter):
         self.steps += 1
 
     def should_stop(self) -> bool:
-        return self.steps == 3
+        return self.steps == 1
 
 
 @pytest.mark.parametrize("kind", [*LEARNED, *UNLEARNED])
