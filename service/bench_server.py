@@ -38,11 +38,12 @@ def host(url: str, port: int, folder: str) -> None:
     from focus_lab.lab.tracking import MemoryTracker
     from service.app import create_app
     from service.lookout import Lookout
-    from service.serve import KEEP_ALIVE_S, open_queue
+    from service.serve import KEEP_ALIVE_S, open_queue, share_memory
     from service.settings import Settings
     from service.state import State
 
     configure_logs()
+    share_memory()
     settings = Settings(
         home=Path(folder),
         store=url,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import platform
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,3 +163,10 @@ def test_a_log_on_a_terminal_has_the_error_and_no_token(
     assert "what went wrong" in shown
     assert secret not in shown
     assert secret[:20] not in shown
+
+
+def test_threads_share_what_memory_they_take() -> None:
+    # In a process of its own: it holds for all that the process does later.
+    program = "from service.serve import share_memory; print(share_memory())"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert said.stdout.strip() == str(platform.libc_ver()[0] == "glibc")
