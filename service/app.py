@@ -24,7 +24,7 @@ from focus_lab.specs.experiment import ExperimentSpec
 from service import problems
 from service.guard import Guard
 from service.pages import installation
-from service.routes import contents, events, experiments, system
+from service.routes import contents, events, experiments, logs, system
 from service.state import State
 
 _THREADS, _TIDY_S = 12, 3600.0
@@ -89,7 +89,7 @@ def create_app(state: State, dispatcher: Dispatcher | None = None) -> FastAPI:
     )
     app.state.focus_lab = state
     problems.install(app)
-    for module in (experiments, contents, events, system):
+    for module in (experiments, contents, logs, events, system):
         app.include_router(module.router)
     installation.install(app)
     system.register(state)

@@ -26,7 +26,8 @@ from focus_lab.lab.store import Store
 from focus_lab.lab.tokens import Scope, Tokens
 from focus_lab.specs.experiment import ExperimentSpec
 from focus_lab.specs.plan import plan
-from service.bench_load import SPEC, WRITER, Listeners, Requests, mixed, paced, percentile
+from service.bench_listeners import WRITER, Listeners
+from service.bench_load import SPEC, Requests, mixed, paced, percentile
 from service.bench_server import POLICY, cpu_s, resident_mb, serving
 
 GOALS_MS = {"list": 50.0, "detail": 50.0, "submit": 100.0, "cancel": 1000.0}
@@ -120,7 +121,7 @@ async def _bear(
     ids: Sequence[str],
     progress: Callable[[str], None],
 ) -> dict[str, Any]:
-    limits = httpx2.Limits(max_connections=load.listeners + 100, max_keepalive_connections=100)
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=100)
     async with httpx2.AsyncClient(
         base_url=server.address, headers=server.headers, limits=limits, timeout=60.0
     ) as client:
@@ -133,7 +134,7 @@ async def _bear(
             rows.append(await _row(case, getattr(requests, case), pace, load.seconds, server.pid))
             memory.append(resident_mb(server.pid))
         progress(f"{load.listeners} streams …")
-        async with Listeners(client, load.listeners) as listeners:
+        async with Listeners(server.address, server.headers, load.listeners) as listeners:
             events = await _streams(listeners, queue, ids, max(10, int(10 * load.seconds)))
             memory.append(resident_mb(server.pid))
             together = await mixed(requests, server.pid, load.mixed_s, progress)
@@ -175,13 +176,5 @@ async def _streams(
         wait = begun + (number + 1) / 10 - time.perf_counter()
         if wait > 0:
             await asyncio.sleep(wait)
-    await listeners.all_seen(writes)
-    first = listeners.seen[0]
-    equal = sum(seen == first and len(seen) == writes for seen in listeners.seen)
-    return {
-        "listeners": listeners.count,
-        "events": writes,
-        "complete_and_in_order": equal,
-        "p50_ms": percentile(listeners.delays_ms, 50),
-        "p99_ms": percentile(listeners.delays_ms, 99),
-    }
+    told = await listeners.seen(writes)
+    return {"listeners": listeners.count, "events": writes} | told

@@ -1,4 +1,4 @@
-"""The load of `bench service`: requests at a pace, listeners, and the server's memory meanwhile.
+"""The load of `bench service`: requests at a pace, and the server's memory meanwhile.
 
 Requests come at a fixed pace, whatever the answers take (an open loop): a slow answer is not hidden
 by the pause that it causes.
@@ -7,15 +7,12 @@ by the pause that it causes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import json
 import math
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -31,8 +28,6 @@ SPEC: dict[str, Any] = {
         "seeds": [0],
     },
 }
-WRITER = "bench-writer"
-"""Actor of the events that listeners are measured by."""
 
 
 @dataclass
@@ -101,70 +96,6 @@ async def paced(one: Callable[[], Awaitable[float]], per_s: float, seconds: floa
             await asyncio.sleep(wait)
         tasks.append(asyncio.ensure_future(one()))
     return list(await asyncio.gather(*tasks))
-
-
-@dataclass
-class Listeners:
-    """Open event streams, read until the context ends.
-
-    Args:
-        client: of the server.
-        count: how many.
-    """
-
-    client: httpx2.AsyncClient
-    count: int
-    seen: list[list[str]] = field(default_factory=list)
-    """Of each listener the ids of the writer's events."""
-    delays_ms: list[float] = field(default_factory=list)
-    """From the commit of one of them to its arrival."""
-
-    async def __aenter__(self) -> Listeners:
-        """All are open."""
-        ready = asyncio.Semaphore(0)
-        self.seen = [[] for _ in range(self.count)]
-        self._tasks = [asyncio.create_task(self._listen(seen, ready)) for seen in self.seen]
-        for _ in range(self.count):
-            await ready.acquire()
-        await asyncio.sleep(1.0)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Let go."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def all_seen(self, events: int, seconds: float = 120.0) -> None:
-        """Wait until everybody has seen so many, for so long at most."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while any(len(seen) < events for seen in self.seen):
-                    await asyncio.sleep(0.1)
-
-    async def _listen(self, seen: list[str], ready: asyncio.Semaphore) -> None:
-        async with self.client.stream("GET", "/events", timeout=600.0) as answer:
-            async for event_id, at in _events(answer, ready):
-                seen.append(event_id)
-                self.delays_ms.append(1000 * (time.time() - at))
-
-
-async def _events(
-    answer: httpx2.Response, ready: asyncio.Semaphore
-) -> AsyncIterator[tuple[str, float]]:
-    """(id, time of writing) of the writer's events."""
-    event_id, at, first = "", 0.0, True
-    async for line in answer.aiter_lines():
-        if first:
-            first = False
-            ready.release()
-        if line.startswith("id: "):
-            event_id = line[4:]
-        elif line.startswith("data: ") and f'"{WRITER}"' in line:
-            at = datetime.fromisoformat(json.loads(line[6:])["at"]).timestamp()
-        elif not line and at:
-            yield event_id, at
-            at = 0.0
 
 
 async def mixed(

@@ -11,7 +11,6 @@ from focus_lab.lab.comparison import view_path
 from focus_lab.lab.driver import trial_folder
 from focus_lab.lab.progress import PROGRESS
 from focus_lab.lab.queue.entry import Entry
-from focus_lab.lab.queue.events import Event
 from focus_lab.lab.queue.states import QueueState
 from focus_lab.lab.states import TrialState
 from focus_lab.lab.store import Experiment, Trial
@@ -89,17 +88,6 @@ def trial(stored: Experiment, found: Trial) -> models.Trial:
         started_at=found.started_at,
         ended_at=found.ended_at,
         mlflow_run_id=found.tracking_run_id,
-    )
-
-
-def event(found: Event) -> models.Event:
-    """An event."""
-    return models.Event(
-        experiment_id=found.experiment_id,
-        at=found.at,
-        kind=found.kind,
-        actor=found.actor,
-        data=found.data,
     )
 
 

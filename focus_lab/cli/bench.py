@@ -106,6 +106,11 @@ def bench_train(
         if (peak := result["peak_memory_mib"][name]) is not None:
             said.append(f"at most {peak:.0f} MiB")
         out.print(f"{name}: {', '.join(said)}")
+    evaluation = result["evaluation"]
+    out.print(
+        f"evaluation: {evaluation['ours_ms']:.1f} ms an image, {evaluation['against_ms']:.1f} in "
+        f"{PLAIN} (ratio {evaluation['ratio']:.2f}), {evaluation['images']} images"
+    )
     out.print(
         f"{whole['case']}, {whole['dtype']}, {result['device']}, {result['threads']} threads, "
         f"{result['loader_workers']['ours']} loader workers"
@@ -170,8 +175,10 @@ def bench_service(
         f"{events['events']} events in order, p99 {events['p99_ms']:.0f} ms after the commit"
     )
     together = result["mixed"]
+    slow = ", ".join(f"{name} {took:.0f} ms" for name, took in together["p99_ms"].items())
+    out.print(f"all together: p99 of {slow}")
     out.print(
-        f"memory of the server in {together['seconds']:g} s of all together: "
+        f"memory of the server in {together['seconds']:g} s of it: "
         f"{together['first_mb']:.0f} MB at first, {together['last_mb']:.0f} MB in the end, "
         f"{together['mb_per_min']:+.1f} MB a minute in the second half"
     )

@@ -14,7 +14,7 @@ from torch.optim import AdamW
 from torch.profiler import ProfilerActivity, profile
 
 from focus_lab.data.dataset import DetectionDataset, build_dataset
-from focus_lab.data.loader import Batch, TrainLoader, build_train_loader
+from focus_lab.data.loader import Batch, TrainLoader, build_eval_loader, build_train_loader
 from focus_lab.errors import UserError
 from focus_lab.model.criterion import build_criterion
 from focus_lab.model.focus_detr import build_model
@@ -23,13 +23,16 @@ from focus_lab.specs.experiment import TrialSpec
 from focus_lab.specs.model import Ops
 from focus_lab.training.average import WeightAverage
 from focus_lab.training.environment import choose_device
+from focus_lab.training.evaluation import evaluate
 from focus_lab.training.laps import PHASES, Laps, medians
-from focus_lab.training.loop import Progress, TrainingLoop
+from focus_lab.training.loop import AUTOCAST, Progress, TrainingLoop
 from focus_lab.training.optimization import LearningRate, build_optimizer, parameter_groups
+from focus_lab.training.scoring import Evaluator
 
 PLAIN = "plain PyTorch"
 """The other setting: reference operators, channels first, AdamW as torch chooses it, images loaded
-by the training process, memory not pinned. What it computes is the same up to rounding."""
+by the training process, memory not pinned, AP by pycocotools. What it computes is the same up to
+rounding."""
 
 _PREFETCHED = 2
 """Batches that torch's loader keeps ready for each of its processes."""
@@ -51,9 +54,10 @@ def bench_train(
 
     Returns:
         The content of `bench train --json`: rows of medians for the whole step and for each of
-        `PHASES`, whose `ratio` is None where a part takes no time; `images_per_second`,
-        `idle_share` and `peak_memory_mib` of both settings; the last is that of a GPU, None on a
-        CPU, whose memory both share.
+        `PHASES`, whose `ratio` is None where a part takes no time; `evaluation`, of a validation
+        image, over as many images as a round trains; `images_per_second`, `idle_share` and
+        `peak_memory_mib` of both settings; the last is that of a GPU, None on a CPU, whose memory
+        both share.
 
     Raises:
         UserError: an argument is below 1, or the data cannot be used.
@@ -65,15 +69,23 @@ def bench_train(
     device = choose_device(spec.compute)
     # Each has a data set of its own: one keeps what it has read or painted.
     contenders = {
-        name: _Contender(spec, build_dataset(spec.data, "train"), device, plain=name == PLAIN)
+        name: _Contender(
+            spec,
+            build_dataset(spec.data, "train"),
+            _FirstImages(build_dataset(spec.data, "val"), steps * spec.training.batch_size),
+            device,
+            plain=name == PLAIN,
+        )
         for name in ("ours", PLAIN)
     }
     for number in range(rounds):
         for name, contender in contenders.items():
             on_round(f"round {number + 1} of {rounds}: {name}")
             contender.run(steps)
+            contender.evaluate()
     found = {name: medians(contender.steps) for name, contender in contenders.items()}
     ours, plain = found.values()
+    evaluated = [one.evaluation_ms for one in contenders.values()]
     height, width = contenders["ours"].canvas
     return {
         "bench": "train",
@@ -85,6 +97,12 @@ def bench_train(
         "images_per_second": {name: one.images_per_second for name, one in contenders.items()},
         "idle_share": {name: one.idle_share for name, one in contenders.items()},
         "peak_memory_mib": {name: one.peak_memory_mib for name, one in contenders.items()},
+        "evaluation": {
+            "images": contenders["ours"].evaluated,
+            "ours_ms": evaluated[0],
+            "against_ms": evaluated[1],
+            "ratio": evaluated[1] / evaluated[0],
+        },
         "rows": [
             {
                 "case": f"batch {spec.training.batch_size}, {height} x {width}",
@@ -104,9 +122,15 @@ class _Contender:
     """A model that trains in one setting, and what was measured of it."""
 
     def __init__(
-        self, spec: TrialSpec, dataset: DetectionDataset, device: torch.device, plain: bool
+        self,
+        spec: TrialSpec,
+        dataset: DetectionDataset,
+        validation: _FirstImages,
+        device: torch.device,
+        plain: bool,
     ) -> None:
         training = spec.training
+        self._spec, self._validation = spec, validation
         self._device, self._batch_size = device, training.batch_size
         self._laps = Laps(device)
         self.loader_workers = 0 if plain else spec.compute.loader_workers
@@ -118,6 +142,15 @@ class _Contender:
             workers=self.loader_workers,
             pin_memory=device.type == "cuda" and not plain,
         )
+        self._validation_batches = build_eval_loader(
+            validation.dataset,
+            spec.data,
+            batch_size=training.evaluation_batch_size,
+            workers=self.loader_workers,
+            indices=range(validation.count),
+            pin_memory=device.type == "cuda" and not plain,
+        )
+        self._evaluator: Evaluator = "pycocotools" if plain else spec.compute.evaluator
         self._batches = _SomeBatches(loader, self._laps)
         model_spec = spec.model
         if plain:
@@ -146,6 +179,7 @@ class _Contender:
         self._laps.follow(self.loop)
         self._seconds: list[float] = []
         self._idle: list[float] = []
+        self._evaluations: list[float] = []
         self.peak_memory_mib: float | None = None
         """Most that was allocated on the GPU at a time, without what the other setting keeps."""
 
@@ -197,6 +231,35 @@ class _Contender:
             self._seconds.append(seconds / steps)
             self._idle.append(sum(step["data"] for step in self.steps[before:]) / seconds)
 
+    @property
+    def evaluated(self) -> int:
+        """Images of an evaluation."""
+        return self._validation.count
+
+    @property
+    def evaluation_ms(self) -> float:
+        """Of a validation image: loaded, predicted, and its share of AP; median."""
+        return 1000 * statistics.median(self._evaluations) / self._validation.count
+
+    def evaluate(self) -> None:
+        """Measure an evaluation; before the first one, its loader processes are started."""
+        if not self._evaluations:
+            self._evaluate()
+        begin = time.perf_counter()
+        self._evaluate()
+        self._evaluations.append(time.perf_counter() - begin)
+
+    def _evaluate(self) -> None:
+        evaluate(
+            self.loop.model,
+            self._spec.model,
+            self._validation_batches,
+            cast(DetectionDataset, self._validation),
+            self._device,
+            AUTOCAST[self._spec.training.precision],
+            self._evaluator,
+        )
+
     def _kept_bytes(self) -> int:
         """Of the model, its gradients and the optimizer's state, which stay between steps."""
         model = self.loop.model
@@ -214,6 +277,24 @@ class _Contender:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter() - start
+
+
+class _FirstImages:
+    """What evaluation asks of a data set, for its first images alone."""
+
+    def __init__(self, dataset: DetectionDataset, most: int) -> None:
+        self.dataset = dataset
+        self.count = min(most, len(dataset))
+        self.category_ids = dataset.category_ids
+        truth = dataset.coco_ground_truth()
+        images = truth["images"][: self.count]
+        known = {image["id"] for image in images}
+        boxes = [box for box in truth["annotations"] if box["image_id"] in known]
+        self._truth = truth | {"images": images, "annotations": boxes}
+
+    def coco_ground_truth(self) -> dict[str, Any]:
+        """Of these images."""
+        return self._truth
 
 
 class _SomeBatches:

@@ -43,7 +43,9 @@ class Storage:
     leaving it waits for what has not been sent.
 
     Args:
-        url: of the trial's own folder there, in fsspec's form: a path, `s3://bucket/folder` …
+        url: of the trial's own folder there, in fsspec's form: a path, `s3://bucket/folder` …; of
+            S3 and what speaks its language the environment knows account, region and endpoint
+            (`AWS_…`).
         spool: folder for what waits to be sent, of this storage alone; whoever sends has one.
         pause: called before a file that failed is tried again, with the number of the try.
         goes_on: told what is sent, for a watchdog.
@@ -62,7 +64,7 @@ class Storage:
         last_words_s: float = _LAST_WORDS_S,
     ) -> None:
         try:
-            files, root = url_to_fs(url)
+            files, root = _opened(url)
         except (ImportError, ValueError) as error:
             raise OutputError(
                 f"compute.storage: cannot be reached from here, got {url!r}: {error}; "
@@ -326,6 +328,26 @@ class Storage:
         except Exception as error:
             # Whoever may write there need not be allowed to delete.
             log.warning("%s: old checkpoints stay: %s", self.url, error)
+
+
+def _opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path there."""
+    if not url.startswith("s3://"):
+        files, root = url_to_fs(url)
+        return files, root
+    # pyarrow is there in any case, for Ray and MLflow; fsspec would want a package of its own.
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
+
+    files = S3FileSystem(
+        endpoint_override=os.environ.get("AWS_ENDPOINT_URL"),
+        # Small files in one request instead of three.
+        allow_delayed_open=True,
+        # Whoever calls tries again.
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=1),
+    )
+    # Not kept by fsspec, which would tell one from another by its place in memory.
+    return ArrowFSWrapper(files, skip_instance_cache=True), url.removeprefix("s3://")
 
 
 def checkpoint_name(path: Path) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Annotated
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
-from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.responses import Response, StreamingResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
+from focus_lab.client import models
 from focus_lab.lab.queue.events import Cursor
-from service import views
 from service.auth import Reader, StillValid
+from service.frame import Frame
 from service.problems import declared
 from service.routes.experiments import Id
 from service.state import State, state_of
@@ -32,6 +35,36 @@ After = Annotated[
 _RETRY_MS = 2000
 
 
+class EventStream(StreamingResponse):
+    """Frames as they are: FastAPI's own would write each again for every listener."""
+
+    media_type = "text/event-stream"
+
+
+_ANSWER: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Events",
+        "content": {
+            EventStream.media_type: {
+                "itemSchema": {
+                    "type": "object",
+                    "properties": {
+                        "id": {"type": "string"},
+                        "event": {"type": "string"},
+                        "data": {
+                            "type": "string",
+                            "contentMediaType": "application/json",
+                            "contentSchema": models.Event.model_json_schema(),
+                        },
+                        "retry": {"type": "integer", "minimum": 0},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
 # Checked by dependencies: once a stream has begun, no error can be answered any more.
 def _place(last_event_id: LastEventId = None, after: After = None) -> Cursor | None:
     text = last_event_id or after
@@ -50,42 +83,38 @@ def _known(experiment: Id, state: Lab, _: Reader) -> str:
 
 @router.get(
     "/experiments/{experiment}/events",
-    response_class=EventSourceResponse,
-    responses=declared(404),
+    response_class=Response,
+    responses=_ANSWER | declared(404),
 )
 async def of_experiment(
     known: Annotated[str, Depends(_known)],
     place: Annotated[Cursor | None, Depends(_place)],
     state: Annotated[State, Depends(_room)],
     is_valid: StillValid,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """What happens to an experiment and its trials, from its beginning or a known event on."""
-    async for event in _stream(state, place or Cursor(), known, is_valid):
-        yield event
+    return _stream(state.feed.follow(place or Cursor(), known), is_valid)
 
 
-@router.get("/events", response_class=EventSourceResponse)
+@router.get("/events", response_class=Response, responses=_ANSWER)
 async def of_all(
     place: Annotated[Cursor | None, Depends(_place)],
     state: Annotated[State, Depends(_room)],
     is_valid: StillValid,
-) -> AsyncIterator[ServerSentEvent]:
+) -> EventStream:
     """What happens to all experiments, from now or a known event on."""
-    async for event in _stream(state, place, None, is_valid):
-        yield event
+    return _stream(state.feed.follow(place), is_valid)
 
 
-async def _stream(
-    state: State,
-    place: Cursor | None,
-    experiment_id: str | None,
-    is_valid: StillValid,
-) -> AsyncIterator[ServerSentEvent]:
-    # How soon to come back after a break; sent first, so that it is known in any case.
-    yield ServerSentEvent(comment="focus_lab events", retry=_RETRY_MS)
-    async for event in state.feed.follow(place, experiment_id):
-        if not await is_valid():
-            return
-        yield ServerSentEvent(
-            data=views.event(event).model_dump(mode="json"), event=event.kind, id=str(event.cursor)
-        )
+def _stream(frames: AsyncGenerator[Sequence[Frame]], is_valid: StillValid) -> EventStream:
+    async def sent() -> AsyncIterator[bytes]:
+        # How soon to come back after a break; sent first, so that it is known in any case.
+        yield format_sse_event(comment="focus_lab events", retry=_RETRY_MS)
+        async with contextlib.aclosing(frames):
+            async for several in frames:
+                if not await is_valid():
+                    return
+                yield b"".join(frame.sent for frame in several) or KEEPALIVE_COMMENT
+
+    # Neither kept by anybody on the way nor held back until there is more.
+    return EventStream(sent(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})

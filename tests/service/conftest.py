@@ -39,12 +39,17 @@ def database() -> str:
 
 
 @pytest.fixture
-def store(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+def store_url(database: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    """Where the store is."""
     if database == "postgresql":
         schemas: servers.Schemas = request.getfixturevalue("postgresql")
-        opened = Store(schemas.new())
-    else:
-        opened = Store(f"sqlite:///{tmp_path / 'lab.db'}")
+        return schemas.new()
+    return f"sqlite:///{tmp_path / 'lab.db'}"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store(store_url)
     yield opened
     opened.close()
 

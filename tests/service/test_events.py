@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from focus_lab.lab.queue.events import Cursor, Event
 from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import EventRow
 from service.feed import Feed
+from service.frame import Frame
 from service.state import State
 from service.streams import Streams
 
@@ -29,12 +31,27 @@ Spec = Callable[..., dict[str, Any]]
 
 
 async def take(feed: Feed, count: int, after: Cursor | None, experiment: str | None) -> list[Event]:
-    found = []
-    async for event in feed.follow(after, experiment):
-        found.append(event)
-        if len(found) == count:
-            return found
+    found: list[Event] = []
+    async for frames in feed.follow(after, experiment):
+        found += [frame.event for frame in frames]
+        if len(found) >= count:
+            return found[:count]
     return found
+
+
+@pytest.fixture
+def past(state: State, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Released whenever the past of a listener has been read: from then on it hears what is new."""
+    read, whole = threading.Semaphore(0), state.events.after
+
+    def after(*arguments: Any, **more: Any) -> list[Event]:
+        found = whole(*arguments, **more)
+        if "experiment_id" in more:
+            read.release()
+        return found
+
+    monkeypatch.setattr(state.events, "after", after)
+    return read
 
 
 def test_a_stream_begins_at_the_beginning_and_goes_on_where_it_broke(
@@ -123,6 +140,45 @@ def test_many_listeners_get_every_event_in_order_while_many_write(
         assert versions == list(range(1, 2 * turns + 1))
 
 
+def test_an_event_is_written_once_for_all_who_listen(
+    client: TestClient, spec: Spec, state: State, past: threading.Semaphore
+) -> None:
+    entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
+
+    async def listen() -> list[Sequence[Frame]]:
+        feed = Feed(state.events)
+        streams = [feed.follow(None), feed.follow(None, entry)]
+        waiting = [asyncio.create_task(anext(stream)) for stream in streams]
+        for _ in streams:
+            assert await asyncio.to_thread(past.acquire, timeout=20)
+        await asyncio.to_thread(state.queue.act, entry, Action.PAUSE, "tester")
+        running = asyncio.create_task(feed.run())
+        found = [await asyncio.wait_for(one, 20) for one in waiting]
+        await feed.close()
+        await running
+        return found
+
+    [first], [second] = asyncio.run(listen())
+    assert first is second
+    fields = dict(line.split(": ", 1) for line in first.sent.decode().splitlines() if line)
+    assert fields["event"] == "pause"
+    assert Cursor.parse(fields["id"]) == first.event.cursor
+    assert json.loads(fields["data"])["experiment_id"] == entry
+    assert first.sent.endswith(b"\n\n")
+
+
+def test_who_hears_nothing_is_told_so_now_and_then(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.feed._QUIET_S", 0.01)
+
+    async def listen() -> list[Sequence[Frame]]:
+        stream = Feed(state.events).follow(None)
+        return [await anext(stream), await anext(stream)]
+
+    assert asyncio.run(listen()) == [[], []]
+
+
 def test_a_listener_that_is_full_when_the_feed_closes_gets_all_that_it_had(
     client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,18 +193,20 @@ def test_a_listener_that_is_full_when_the_feed_closes_gets_all_that_it_had(
             await asyncio.sleep(0)
         running = asyncio.create_task(feed.run())
         await asyncio.to_thread(state.queue.act, entry, Action.PAUSE, "tester")
-        seen = [await first]
+        seen = list(await first)
         # The first may have been read as past too; from the second on there is the listener alone.
         await asyncio.to_thread(state.queue.act, entry, Action.RESUME, "tester")
-        seen.append(await anext(stream))
+        seen += await anext(stream)
         for action in (Action.PAUSE, Action.RESUME, Action.PAUSE):
             await asyncio.to_thread(state.queue.act, entry, action, "tester")
         [listener] = feed._listeners
-        while not listener.events.full():
+        while not listener.frames.full():
             await asyncio.sleep(0.01)
         await feed.close()
         await running
-        return seen + [event async for event in stream]
+        async for frames in stream:
+            seen += frames
+        return [frame.event for frame in seen]
 
     seen = asyncio.run(asyncio.wait_for(listen(), 30))
     assert [event.data["version"] for event in seen] == [1, 2, 3, 4, 5]
@@ -164,13 +222,14 @@ def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
         feed = Feed(state.events)
         stream = feed.follow(Cursor(), entry)
         # The past has been read; what follows comes from the feed alone.
-        seen = [await anext(stream)]
+        seen = [frame.event for frame in await anext(stream)]
         for _ in range(5):
             await asyncio.to_thread(state.queue.act, entry, Action.PAUSE, "tester")
             await asyncio.to_thread(state.queue.act, entry, Action.RESUME, "tester")
         # All ten in one reading, of which the listener holds three.
         running = asyncio.create_task(feed.run())
-        seen += [event async for event in stream]
+        async for frames in stream:
+            seen += [frame.event for frame in frames]
         await feed.close()
         await running
         rest = await take(Feed(state.events), 11 - len(seen), seen[-1].cursor, entry)
@@ -182,7 +241,7 @@ def test_a_listener_that_is_too_slow_is_let_go_and_comes_back_for_the_rest(
 
 
 def test_whoever_is_ahead_of_a_restored_store_is_told_what_comes(
-    client: TestClient, spec: Spec, state: State
+    client: TestClient, spec: Spec, state: State, past: threading.Semaphore
 ) -> None:
     entry = client.post("/experiments", json=spec("one")).json()["experiment"]["id"]
     for action in (Action.PAUSE, Action.RESUME):
@@ -198,8 +257,7 @@ def test_whoever_is_ahead_of_a_restored_store_is_told_what_comes(
         feed = Feed(state.events)
         running = asyncio.create_task(feed.run())
         waiting = asyncio.create_task(take(feed, 2, ahead, entry))
-        # Until the past has been read.
-        await asyncio.sleep(1.0)
+        assert await asyncio.to_thread(past.acquire, timeout=20)
         for action in (Action.PAUSE, Action.RESUME):
             await asyncio.to_thread(state.queue.act, entry, action, "tester")
         found = await asyncio.wait_for(waiting, 20)

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -72,10 +71,13 @@ def test_a_sentence_is_sent_once_however_many_wait_for_the_same(queue: Queue, ur
 @pytest.mark.parametrize("fails", [False, True])
 def test_whoever_waits_for_the_first_look_does_not_look_again(fails: bool) -> None:
     looks = []
+    asked = threading.Semaphore(0)
 
     def look() -> Any:
         looks.append(1)
-        time.sleep(0.3)
+        # Until all others wait for it, or are about to.
+        for _ in threads:
+            assert asked.acquire(timeout=20)
         if fails:
             raise StoreError("away")
         return {"a": "place"}
@@ -84,6 +86,7 @@ def test_whoever_waits_for_the_first_look_does_not_look_again(fails: bool) -> No
     found: list[Any] = []
 
     def ask() -> None:
+        asked.release()
         with contextlib.suppress(StoreError):
             found.append(board.places())
 

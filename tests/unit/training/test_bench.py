@@ -96,6 +96,10 @@ def test_a_bench_has_a_row_for_every_phase_of_both_settings(
     assert 0 <= result["idle_share"]["ours"] <= 1
     assert result["images_per_second"]["ours"] > 0
     assert set(result["peak_memory_mib"].values()) == {None}  # a CPU's is that of both
+    evaluation = result["evaluation"]
+    # Two steps of four images, of the validation images that there are.
+    assert evaluation["images"] == min(8, spec.data.num_val)
+    assert evaluation["ratio"] == pytest.approx(evaluation["against_ms"] / evaluation["ours_ms"])
     assert len(told) == 4
     # Both settings train the same model on the same batches.
     assert losses[True] == pytest.approx(losses[False], rel=1e-3)

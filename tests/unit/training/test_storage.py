@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+import s3
 import torch
 
 from focus_lab.errors import OutputError, PreemptedError, StorageUnreachableError
@@ -28,11 +29,23 @@ def at_once(number: int) -> None:
     """No pause between tries."""
 
 
-@pytest.fixture(params=["folder", "object store"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A place in either kind of storage."""
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """A bucket of a server that speaks S3."""
+    with s3.server() as address:
+        yield s3.new_bucket(address)
+
+
+@pytest.fixture(params=["folder", "object store", "s3"])
+def url(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """A place in each kind of storage."""
     if request.param == "folder":
         yield str(tmp_path / "elsewhere" / "trial")
+        return
+    if request.param == "s3":
+        yield f"{request.getfixturevalue('bucket')}/{uuid4().hex}"
         return
     place = f"memory://{uuid4().hex}"
     yield place
@@ -41,8 +54,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def names(url: str) -> set[str]:
-    files, root = fsspec.core.url_to_fs(url)
-    return {str(path).removeprefix(f"{root.rstrip('/')}/") for path in files.find(root)}
+    opened = Storage(url)
+    return {str(path).removeprefix(f"{opened._root}/") for path in opened._files.find(opened._root)}
 
 
 def step(number: int) -> str:
