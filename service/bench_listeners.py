@@ -24,6 +24,7 @@ from service.bench_load import percentile
 WRITER = "bench-writer"
 """Actor of the events that listeners are measured by."""
 _LONGEST_S = 120.0
+_ENDED = "bench service: a stream of events has broken; the traceback of the listeners is above"
 _COMMAND = [sys.executable, "-c", "from service.bench_listeners import main; main()"]
 _DATA = re.compile(rb"^data: (.*)$", re.MULTILINE)
 _ID = re.compile(rb"^id: (.*)$", re.MULTILINE)
@@ -46,15 +47,22 @@ class Listeners:
         """All are open."""
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(*_COMMAND, stdin=pipe, stdout=pipe)
-        # Not as arguments: others on the machine can read those.
-        await self._ask(self._first)
+        try:
+            # Not as arguments: others on the machine can read those.
+            await self._ask(self._first)
+        except BaseException:
+            await self._end()
+            raise
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Let go."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        await self._process.wait()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Let go.
+
+        Raises:
+            FocusLabError: a stream has broken.
+        """
+        if await self._end() and kind is None:
+            raise FocusLabError(_ENDED)
 
     async def seen(self, events: int) -> dict[str, Any]:
         """Wait until everybody has seen so many events of the writer, for two minutes at most.
@@ -66,13 +74,19 @@ class Listeners:
         told: dict[str, Any] = await self._ask(events)
         return told
 
+    async def _end(self) -> int:
+        """End the process, which does so with its input; its exit status."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        return await self._process.wait()
+
     async def _ask(self, question: object) -> Any:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(question).encode() + b"\n")
         answer = await self._process.stdout.readline()
         if not answer:
-            raise FocusLabError("bench service: the listeners' process has ended; see above")
+            raise FocusLabError(_ENDED)
         return json.loads(answer)
 
 
@@ -87,6 +101,7 @@ class _Listener:
     async def listen(self, client: httpx2.AsyncClient, ready: asyncio.Semaphore) -> None:
         """Read until cancelled."""
         async with client.stream("GET", "/events") as answer:
+            answer.raise_for_status()
             chunks = answer.aiter_raw()
             rest = await anext(chunks)
             ready.release()
@@ -109,10 +124,14 @@ async def _listen(address: str, headers: dict[str, str], count: int) -> None:
     limits = httpx2.Limits(max_connections=None)
     listeners = [_Listener() for _ in range(count)]
     ready = asyncio.Semaphore(0)
-    async with httpx2.AsyncClient(
-        base_url=address, headers=headers, limits=limits, timeout=600.0
-    ) as client:
-        tasks = [asyncio.create_task(one.listen(client, ready)) for one in listeners]
+    async with (
+        httpx2.AsyncClient(
+            base_url=address, headers=headers, limits=limits, timeout=600.0
+        ) as client,
+        # One stream that breaks ends the process: it would be waited for.
+        asyncio.TaskGroup() as group,
+    ):
+        tasks = [group.create_task(one.listen(client, ready)) for one in listeners]
         for _ in range(count):
             await ready.acquire()
         # Their streams have begun; another moment, and they hear what is new.
@@ -127,7 +146,6 @@ async def _listen(address: str, headers: dict[str, str], count: int) -> None:
             _answer(_summary(listeners, events))
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _summary(listeners: list[_Listener], events: int) -> dict[str, Any]:

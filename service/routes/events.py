@@ -11,6 +11,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 
 from focus_lab.client import models
+from focus_lab.errors import StoreError
 from focus_lab.lab.queue.events import Cursor
 from service.auth import Reader, StillValid
 from service.frame import Frame
@@ -110,11 +111,13 @@ def _stream(frames: AsyncGenerator[Sequence[Frame]], is_valid: StillValid) -> Ev
     async def sent() -> AsyncIterator[bytes]:
         # How soon to come back after a break; sent first, so that it is known in any case.
         yield format_sse_event(comment="focus_lab events", retry=_RETRY_MS)
-        async with contextlib.aclosing(frames):
-            async for several in frames:
-                if not await is_valid():
-                    return
-                yield b"".join(frame.sent for frame in several) or KEEPALIVE_COMMENT
+        # A store that is away ends the stream; the client comes back for what it has missed.
+        with contextlib.suppress(StoreError):
+            async with contextlib.aclosing(frames):
+                async for several in frames:
+                    if not await is_valid():
+                        return
+                    yield b"".join(frame.sent for frame in several) or KEEPALIVE_COMMENT
 
     # Neither kept by anybody on the way nor held back until there is more.
     return EventStream(sent(), headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})

@@ -21,6 +21,7 @@ def server() -> Iterator[str]:
     """A server within the context, known to the environment; gives its address."""
     command = shutil.which("moto_server")
     if command is None:
+        # It cannot be among the project's own packages: it wants older ones. CI installs it apart.
         pytest.skip("no moto_server on the PATH (pip install moto[server], in a place of its own)")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -59,4 +60,5 @@ def _wait(address: str) -> None:
             return
         if time.monotonic() > deadline:
             raise AssertionError("moto_server does not answer")
+        # Another process, which says nothing when it is ready.
         time.sleep(0.1)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from focus_lab.errors import FocusLabError
 from service.bench import GOALS_MS, Load, bench_service
+from service.bench_listeners import Listeners
 from service.bench_load import paced, percentile, slope
 
 
@@ -39,6 +42,20 @@ def test_a_slow_answer_delays_no_request_after_it() -> None:
 
     assert asyncio.run(paced(slow, per_s=100.0, seconds=0.1)) == [1.0] * 10
     assert most == 10
+
+
+def test_streams_that_are_refused_are_an_error_and_not_waited_for() -> None:
+    # Bound, and nobody listens: whoever comes is refused.
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+
+        async def listen() -> None:
+            async with Listeners(address, {}, 3):
+                pass
+
+        with pytest.raises(FocusLabError, match="a stream of events has broken"):
+            asyncio.run(asyncio.wait_for(listen(), 60))
 
 
 @pytest.mark.slow

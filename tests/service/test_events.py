@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from starlette.testclient import TestClient
 
+from focus_lab.errors import StoreError
 from focus_lab.lab.queue.events import Cursor, Event
 from focus_lab.lab.queue.states import Action
 from focus_lab.lab.tables import EventRow
@@ -177,6 +178,21 @@ def test_who_hears_nothing_is_told_so_now_and_then(
         return [await anext(stream), await anext(stream)]
 
     assert asyncio.run(listen()) == [[], []]
+
+
+def test_a_stream_ends_without_an_error_when_the_store_is_away(
+    client: TestClient, spec: Spec, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.post("/experiments", json=spec("one"))
+
+    def away(*_: Any, **__: Any) -> list[Event]:
+        raise StoreError("away")
+
+    monkeypatch.setattr(state.events, "after", away)
+    # The test's client would raise what the service has not caught.
+    answer = client.get("/experiments/one/events")
+    assert (answer.status_code, answer.text) == (200, ": focus_lab events\nretry: 2000\n\n")
+    assert state.feed.listeners == 0
 
 
 def test_a_listener_that_is_full_when_the_feed_closes_gets_all_that_it_had(
